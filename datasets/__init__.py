@@ -1,0 +1,1 @@
+"""TFDS builders, a folder each, installed as `sarjax_datasets`."""

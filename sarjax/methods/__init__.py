@@ -1,0 +1,26 @@
+"""The methods: `METHODS` is the one place where they are listed; a module is imported when its method is built."""
+
+import importlib
+from typing import Any
+
+from sarjax.errors import UserError, unknown
+
+METHODS: dict[str, str] = {
+    "supervised": "sarjax.methods.supervised:supervised",
+}
+
+
+def build_method(context: Any) -> Any:
+    """The `Method` that `context.experiment.method` names; UserError where the data set or the teacher do not fit."""
+    name = context.experiment.method.NAME
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    module, factory = METHODS[name].split(":")
+    method = getattr(importlib.import_module(module), factory)(context.experiment.method, context)
+    if method.teacher is None and context.teacher is not None:
+        raise UserError(f"method {name!r} takes no teacher; leave --teacher out.")
+    if method.teacher is not None:
+        if context.teacher is None:
+            raise UserError(f"method {name!r} needs a teacher: give --teacher RUN, the directory of a trained run.")
+        method.teacher(context.teacher)
+    return method

@@ -1,0 +1,112 @@
+"""The record that a method is: pure functions, and what they need. See `Method`."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sarjax.config import Experiment
+from sarjax.spec import DatasetSpec, Statistics, Stream
+
+Tree = Any
+Batch = Mapping[str, Array]
+
+
+class Variables(NamedTuple):
+    """What a method is born with: trained parameters, running statistics, and memory (banks, queues, tables)."""
+
+    params: Tree
+    stats: Tree
+    memory: Tree
+
+
+class Rest(NamedTuple):
+    """What the loss reads besides the parameters; `frozen` is the teacher's Variables or None, and never changes."""
+
+    frozen: Tree
+    stats: Tree
+    memory: Tree
+
+
+class Term(NamedTuple):
+    """A loss term or a metric as `total / weight`: sums over valid pixels or rows.
+
+    Terms of microbatches add up before the one division, so neither accumulation nor padding changes the value.
+    factor: the weight of the term in the objective. A weight of 0 makes the term 0.
+    """
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+    factor: Float[Array, ""] | float = 1.0
+
+    def mean(self) -> Float[Array, ""]:
+        return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1.0), 0.0)
+
+
+class Outputs(NamedTuple):
+    """What the loss leaves behind: the next statistics and memory, and metrics to log."""
+
+    stats: Tree
+    memory: Tree
+    metrics: dict[str, Term]
+
+
+class Head(NamedTuple):
+    """Something that can be deployed: the batch keys it reads, and (params, stats, batch) -> logits (b, h, w, k)."""
+
+    requires: tuple[str, ...]
+    predict: Callable[[Tree, Tree, Batch], Float[Array, "b h w k"]]
+
+
+class Schedule(NamedTuple):
+    """How long a run is: total steps, and steps per pass over the first stream (not always whole)."""
+
+    steps: int
+    steps_per_epoch: float
+
+
+class Method(NamedTuple):
+    """One paper as pure functions; the step, the loop, checkpoints and sharding know nothing of papers.
+
+    streams: {name: Stream}; a batch handed to `loss` is {name: plain dict of arrays}.
+    init: (key) -> Variables; works under eval_shape, does no I/O.
+    loss: (params, Rest, batch, key, step) -> ({name: Term}, Outputs). The objective is the sum of
+        factor * total / weight. `batch[stream]["row"]` holds every row's index in the global batch: fold it into
+        keys that are drawn per row.
+    encode: (params, stats, inputs, train) -> {stride: features}; inputs (b, h, w, c) as the network sees them.
+    heads: {name: Head}; the first is the default.
+    refresh: None, or (params, stats, memory, batches, epoch) -> memory, at an epoch's end; `batches` iterates over
+        the training split in order, on device, unaugmented.
+    teacher: None, or the check that a teacher fits: (Teacher) -> None, raises UserError.
+    couples: names of what couples the rows of a batch, and so sees only a microbatch under accumulation.
+    """
+
+    streams: Mapping[str, Stream]
+    init: Callable[[jax.Array], Variables]
+    loss: Callable[[Tree, Rest, Mapping[str, Batch], jax.Array, jax.Array], tuple[dict[str, Term], Outputs]]
+    encode: Callable[[Tree, Tree, Float[Array, "b h w c"], bool], Mapping[int, Float[Array, "b h w c"]]]
+    heads: Mapping[str, Head]
+    refresh: Callable[..., Tree] | None = None
+    teacher: Callable[["Teacher"], None] | None = None
+    couples: tuple[str, ...] = ()
+
+
+class Teacher(NamedTuple):
+    """A trained method as seen by a student: its functions, configuration and data. Its variables come as `frozen`."""
+
+    method: Method
+    experiment: Experiment
+    spec: DatasetSpec
+    statistics: Statistics
+
+
+class Context(NamedTuple):
+    """What a factory closes over besides its options; `experiment.method` are those options."""
+
+    experiment: Experiment
+    spec: DatasetSpec
+    statistics: Statistics
+    schedule: Schedule
+    teacher: Teacher | None = None

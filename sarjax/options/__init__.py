@@ -1,0 +1,10 @@
+"""Options of networks and methods: frozen dataclasses of plain values, a file per paper.
+
+A subclass names itself with `NAME`; it is found by that name when a configuration is read back.
+"""
+
+from sarjax.options.base import MethodOptions, Named, NetworkOptions
+from sarjax.options.lanet import FCN, LANet
+from sarjax.options.supervised import Supervised
+
+__all__ = ["FCN", "LANet", "MethodOptions", "Named", "NetworkOptions", "Supervised"]
