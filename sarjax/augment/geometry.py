@@ -1,0 +1,153 @@
+"""Random geometry on device: one draw per row, shared by everything that the row holds.
+
+Every transform here maps axes to axes (flips, quarter turns, crops, zooms), so a draw is two coordinate
+vectors, one per image axis, and perhaps a transposition: resampling is separable and needs no 2-d gather.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
+
+from sarjax.augment.keys import row_keys
+from sarjax.config import Augment
+from sarjax.spec import IGNORE_LABEL
+
+LABELS = ("label", "hidden_label")
+
+
+class View(NamedTuple):
+    """What is drawn for one row. Coordinates are in pixels of the tile, 0 = centre of the first pixel.
+
+    y, x: where the rows and columns of the view lie in the tile. transpose, swap: whether axes and dates are swapped.
+    """
+
+    y: Float[Array, " rows"]
+    x: Float[Array, " columns"]
+    transpose: Bool[Array, ""]
+    swap: Bool[Array, ""]
+
+
+def is_identity(options: Augment) -> bool:
+    """Whether `options` ask for no geometry at all."""
+    return not (options.crop or options.flip or options.rotate or options.scale or options.swap_dates)
+
+
+def geometry(batch: Mapping[str, Array], key: PRNGKeyArray, options: Augment) -> dict[str, Array]:
+    """Draws one view per row and applies it to all images, valid masks and labels of the row.
+
+    flip, rotate: uniform over the symmetries that they generate (both: the eight of the square). A view that is not
+    square (a whole tile of other height than width; a crop is always square) keeps its shape: `rotate` is then 0 or
+    180 degrees. crop: side of the view, at a uniform whole-pixel position; a tile smaller than the view is placed at
+    random inside it. scale: the view shows a region 1/f times its size, f log-uniform in [1/(1+scale), 1+scale]:
+    f > 1 enlarges. swap_dates: reverses the dates with probability 1/2.
+
+    Resampling: with scale = 0 stored values only move. With scale > 0 images are bilinear over *valid* pixels
+    (weights renormalised; integers rounded), valid masks and labels nearest, so no class is invented. No
+    antialiasing: at f = 1/(1+scale) speckle is thinned out rather than averaged. What lies outside the tile is 0 in
+    images, 0 in valid masks and 255 in labels.
+
+    Args:
+      batch: images (b, t, h, w, c), each with its `<name>_valid` (b, t, h, w), `label` and `hidden_label` (b, h, w),
+        and `row` (b,) int32, the index in the global batch. Other keys pass through.
+      key: one key for the global batch; rows fold their index into it.
+      options: see `Augment`.
+
+    Returns:
+      A batch of the same keys and dtypes; h = w = crop where options.crop > 0. The very same arrays if `options` ask
+      for nothing.
+    """
+    if is_identity(options):
+        return dict(batch)
+    # By rank, as `row` and `row_valid` look like an image and its mask.
+    images = [name for name, array in batch.items() if array.ndim == 5]
+    names = [*images, *(f"{name}_valid" for name in images), *(name for name in LABELS if name in batch)]
+    spatial = {name: batch[name] for name in names}
+    h, w = batch[f"{images[0]}_valid"].shape[-2:]
+
+    def one_row(row, row_key):
+        return apply_view(row, draw_view(row_key, h, w, options), options)
+
+    return dict(batch) | jax.vmap(one_row)(spatial, row_keys(key, batch))
+
+
+def draw_view(key: PRNGKeyArray, h: int, w: int, options: Augment) -> View:
+    """A random view of a tile of h x w pixels."""
+    k_flip, k_rotate, k_scale, k_y, k_x, k_dates = jax.random.split(key, 6)
+    rows, columns = (options.crop, options.crop) if options.crop else (h, w)
+    factor = 1.0
+    if options.scale:
+        limit = jnp.log1p(options.scale)
+        factor = jnp.exp(jax.random.uniform(k_scale, minval=-limit, maxval=limit))
+    y, x = _axis(k_y, h, rows, factor), _axis(k_x, w, columns, factor)
+
+    flip_y, flip_x = jax.random.bernoulli(k_flip, shape=(2,)) & options.flip
+    turns = jax.random.randint(k_rotate, (), 0, 4) if options.rotate else jnp.int32(0)
+    if rows != columns:
+        turns = turns & 2
+    # After the transposition a quarter turn is one more flip; flips and turns together reach all eight symmetries.
+    flip_y, flip_x = flip_y ^ (turns >= 2), flip_x ^ ((turns == 1) | (turns == 2))
+    swap = jax.random.bernoulli(k_dates) & options.swap_dates
+    return View(jnp.where(flip_y, y[::-1], y), jnp.where(flip_x, x[::-1], x), turns % 2 == 1, swap)
+
+
+def _axis(key: PRNGKeyArray, size: int, view: int, factor: Float[Array, ""] | float) -> Float[Array, " view"]:
+    """Coordinates of `view` samples, 1/factor pixels apart, of a region placed at random along an axis of `size`."""
+    if isinstance(factor, float):
+        start = jax.random.randint(key, (), min(0, size - view), max(0, size - view) + 1)
+        return start.astype(jnp.float32) + jnp.arange(view, dtype=jnp.float32)
+    slack = size - view / factor
+    start = slack * jax.random.uniform(key)
+    return start + (jnp.arange(view) + 0.5) / factor - 0.5
+
+
+def apply_view(row: Mapping[str, Array], view: View, options: Augment) -> dict[str, Array]:
+    """Applies a view to one row: images (t, h, w, c), valid masks (t, h, w), labels (h, w)."""
+    out = {}
+    for name, array in row.items():
+        if name in LABELS:
+            out[name] = _turn(_nearest(array, view, (0, 1), IGNORE_LABEL), view, (0, 1))
+            continue
+        if f"{name}_valid" in row and options.scale:
+            array = _bilinear(array, row[f"{name}_valid"], view)
+        else:
+            array = _nearest(array, view, (1, 2), 0)
+        array = _turn(array, view, (1, 2))
+        out[name] = jnp.where(view.swap, array[::-1], array) if options.swap_dates else array
+    return out
+
+
+def _turn(array: Num[Array, "..."], view: View, axes: tuple[int, int]) -> Num[Array, "..."]:
+    if array.shape[axes[0]] != array.shape[axes[1]]:
+        return array
+    return jnp.where(view.transpose, jnp.swapaxes(array, *axes), array)
+
+
+def _take(array: Num[Array, "..."], index: Num[Array, " n"], axis: int, outside: int) -> Num[Array, "..."]:
+    inside = (index >= 0) & (index < array.shape[axis])
+    inside = inside.reshape((-1,) + (1,) * (array.ndim - axis - 1))
+    return jnp.where(inside, jnp.take(array, index, axis=axis, mode="clip"), jnp.asarray(outside, array.dtype))
+
+
+def _nearest(array: Num[Array, "..."], view: View, axes: tuple[int, int], outside: int) -> Num[Array, "..."]:
+    for axis, at in zip(axes, (view.y, view.x), strict=True):
+        array = _take(array, jnp.floor(at + 0.5).astype(jnp.int32), axis, outside)
+    return array
+
+
+def _bilinear(image: Num[Array, "t h w c"], valid: Num[Array, "t h w"], view: View) -> Num[Array, "t p q c"]:
+    """sum w v x / sum w v over the four neighbours; 0 where the nearest pixel is not valid."""
+    # The nearest neighbour has at least a quarter of the weight, so the quotient is well conditioned.
+    weight = (valid > 0).astype(jnp.float32)[..., None]
+    # One array, so that numerator and denominator share their gathers.
+    parts = jnp.concatenate([image.astype(jnp.float32) * weight, weight], axis=-1)
+    for axis, at in ((1, view.y), (2, view.x)):
+        low = jnp.floor(at)
+        share = (at - low).reshape((-1,) + (1,) * (parts.ndim - axis - 1))
+        index = low.astype(jnp.int32)
+        parts = _take(parts, index, axis, 0) * (1 - share) + _take(parts, index + 1, axis, 0) * share
+    keep = _nearest(valid, view, (1, 2), 0)[..., None] > 0
+    out = jnp.where(keep, parts[..., :-1] / jnp.where(keep, parts[..., -1:], 1.0), 0.0)
+    return (jnp.round(out) if jnp.issubdtype(image.dtype, jnp.integer) else out).astype(image.dtype)
