@@ -79,6 +79,28 @@ def metrics(confusion: Int64[np.ndarray, "k k"], macro_classes: Sequence[int] | 
     )
 
 
+class TileMean(NamedTuple):
+    """Means over tiles, per class (k,): f1, iou, and the number of tiles that they run over."""
+
+    f1: Float64[np.ndarray, " k"]
+    iou: Float64[np.ndarray, " k"]
+    tiles: Int64[np.ndarray, " k"]
+
+
+def tile_mean(per_tile: Sequence[Int64[np.ndarray, "k k"]], num_classes: int) -> TileMean:
+    """Per-class F1 and IoU of every tile, averaged over tiles.
+
+    A tile with a class in neither truth nor prediction has no F1 or IoU of that class: it is left out of that class's
+    mean, and `tiles` says how many are left. A tile where the class is only predicted counts as 0.
+    """
+    c = np.asarray(per_tile, np.float64).reshape(-1, num_classes, num_classes)
+    hits, either = np.einsum("nkk->nk", c), c.sum(1) + c.sum(2)
+    f1, iou = _quotient(2 * hits, either), _quotient(hits, either - hits)
+    return TileMean(
+        np.array([nan_mean(x) for x in f1.T]), np.array([nan_mean(x) for x in iou.T]), np.sum(either > 0, axis=0)
+    )
+
+
 def nan_mean(x: Float64[np.ndarray, " n"]) -> float:
     """Mean of what is not nan; nan, without a warning, if nothing is."""
     x = np.asarray(x, np.float64)

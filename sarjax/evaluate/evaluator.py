@@ -1,0 +1,113 @@
+"""Evaluation: batches in, one pooled confusion matrix and one per tile out."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int, Int64
+
+from sarjax.evaluate.confusion import confusion_per_row
+from sarjax.evaluate.metrics import Metrics, TileMean, metrics, tile_mean
+from sarjax.spec import DatasetSpec
+
+Batch = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Confusion matrices (rows = truth) of a network on a split.
+
+    confusion: (k, k) int64, pooled over all tiles. per_tile: {id: (k, k) int64}, in the order of first appearance;
+    they add up to `confusion`. What is derived from them is never stored.
+    """
+
+    confusion: Int64[np.ndarray, "k k"]
+    per_tile: Mapping[int, Int64[np.ndarray, "k k"]]
+
+    def metrics(self, spec: DatasetSpec) -> Metrics:
+        """Of the pooled matrix: each pixel counts the same. See `sarjax.evaluate.metrics.metrics`."""
+        return metrics(self.confusion, spec.macro_classes)
+
+    def tile_mean(self) -> TileMean:
+        """Per-class F1 and IoU of each tile, averaged over tiles: each tile that holds the class counts the same."""
+        return tile_mean(list(self.per_tile.values()), len(self.confusion))
+
+    def scalars(self, spec: DatasetSpec) -> dict[str, float]:
+        """What a logger plots: oa, kappa, fwiou, macro averages, and F1 and IoU per class, pooled and by tile.
+
+        Keys: "oa", "miou", "macro_f1", "iou/<class>", "tile_mean_iou/<class>", and so on; nan where undefined.
+        """
+        pooled, tiles = self.metrics(spec), self.tile_mean()
+        out = {"oa": pooled.oa, "kappa": pooled.kappa, "fwiou": pooled.fwiou, "miou": pooled.macro["iou"]}
+        out |= {f"macro_{name}": pooled.macro[name] for name in ("precision", "recall", "f1")}
+        for index, name in enumerate(spec.class_names):
+            out |= {f"iou/{name}": float(pooled.iou[index]), f"f1/{name}": float(pooled.f1[index])}
+            out |= {
+                f"tile_mean_iou/{name}": float(tiles.iou[index]),
+                f"tile_mean_f1/{name}": float(tiles.f1[index]),
+            }
+        return out
+
+
+def evaluate(predict: Callable[[Batch], Float[Array, "b h w k"]], batches: Iterable[Batch]) -> Evaluation:
+    """Evaluates `predict`, jitted by the caller, on batches with `label`, `row_valid` and `id`.
+
+    Raises:
+      ValueError: there is not a single batch, so the number of classes is unknown.
+    """
+    count = jax.jit(_count, static_argnames="num_classes")
+
+    def step(batch):
+        logits = predict(batch)
+        return count(logits, batch["label"], batch.get("row_valid"), num_classes=logits.shape[-1])
+
+    return evaluate_counts(step, batches)
+
+
+def _count(logits, label, row_valid, num_classes):
+    return confusion_per_row(logits, label, row_valid, num_classes)
+
+
+def evaluate_counts(count: Callable[[Batch], Int[Array, "b k k"]], batches: Iterable[Batch]) -> Evaluation:
+    """Evaluates with the counting done by the caller: `count(batch)` -> (b, k, k), as `make_count_step` makes it.
+
+    Rows with `row_valid` 0 are left out; rows that share an id add up. Sums are int64 on the host: int32 would
+    overflow at 2^31 pixels, which a split of large scenes has, and float32 would stop counting at 2^24. Every process
+    of a multi-process run gets the whole result.
+
+    Raises:
+      ValueError: there is not a single batch.
+    """
+    per_tile: dict[int, np.ndarray] = {}
+
+    def add(counts, batch):
+        counts = _on_host(counts).astype(np.int64)
+        ids = _on_host(batch["id"])
+        valid = _on_host(batch["row_valid"]) if "row_valid" in batch else np.ones(len(ids))
+        for matrix, tile, keep in zip(counts, ids.tolist(), valid, strict=True):
+            if keep:
+                per_tile[tile] = per_tile[tile] + matrix if tile in per_tile else matrix
+        return counts.shape[-1]
+
+    pending, num_classes = None, 0
+    for batch in batches:
+        # One step behind, so that the device never waits for the host.
+        counts = count(batch)
+        if pending is not None:
+            add(*pending)
+        pending = counts, {name: batch[name] for name in ("id", "row_valid") if name in batch}
+    if pending is None:
+        raise ValueError("there is nothing to evaluate: no batches")
+    num_classes = add(*pending)
+    pooled = np.sum([*per_tile.values(), np.zeros((num_classes, num_classes), np.int64)], axis=0)
+    return Evaluation(pooled, per_tile)
+
+
+def _on_host(x: Any) -> np.ndarray:
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
