@@ -1,0 +1,37 @@
+"""Networks: arrays in, arrays out. `build_network` makes one from its options.
+
+A network is a flax module with
+
+    __call__(x: (b, h, w, c), train: bool) -> Prediction
+    encode(x, train) -> {stride: features}, through `module.apply(variables, x, train, method="encode")`
+
+and the attributes `num_classes` and `dtype`, the compute dtype; parameters, running statistics and logits are float32.
+Under `train` batch-norm uses the batch's statistics; the running ones change where "batch_stats" is mutable.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sarjax.errors import unknown
+from sarjax.options import NetworkOptions
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+# Name of the options -> "module:factory"; the factory is (options, num_classes, dtype) -> nn.Module.
+NETWORKS: dict[str, str] = {
+    "fcn": "sarjax.models.segmenters:build_fcn",
+    "lanet": "sarjax.models.lanet:build_lanet",
+}
+
+
+def build_network(options: NetworkOptions, num_classes: int, dtype: Any = "float32") -> "nn.Module":
+    """The network that `options` describe. Makes no arrays: weights come from `init` and `torchvision.load_encoder`.
+
+    num_classes: channels of the logits. dtype: compute dtype, "float32" or "bfloat16".
+    Raises UserError for options that no network is registered for.
+    """
+    if options.NAME not in NETWORKS:
+        raise unknown("network", options.NAME, NETWORKS)
+    module, factory = NETWORKS[options.NAME].split(":")
+    return getattr(importlib.import_module(module), factory)(options, num_classes, dtype)

@@ -1,0 +1,129 @@
+"""What networks are made of: convolution, batch-norm, activations and pools as modules, equal to PyTorch's.
+
+Activations and pools are modules, although they have no parameters, so that `sarjax.models.cost` sees them and their
+sharing; resampling that PyTorch networks call as functions is in `sarjax.models.resampling`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sarjax.models import resampling
+
+# Kaiming-normal of the fan-out: what torchvision's ResNets start from, std = sqrt(2 / (kernel area * outputs)).
+kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Kaiming-normal of the fan-in, for heads: by its few outputs a classifier would start far from 0.
+kaiming_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def scaled(channels: int, width: float) -> int:
+    """`channels` times a width multiplier, at least 1."""
+    return max(1, round(channels * width))
+
+
+def conv(
+    features: int,
+    kernel: int = 1,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    bias: bool = False,
+    init: Any = kaiming_fan_out,
+    dtype: Any = jnp.float32,
+    name: str | None = None,
+) -> nn.Conv:
+    """A square convolution with PyTorch's symmetric padding, dilation * (kernel - 1) / 2 on every side.
+
+    "SAME" would pad a strided convolution on the far side only. Biases start at 0. Parameters are float32, the
+    computation runs in `dtype`. No bias by default: a batch-norm that follows would remove it.
+    """
+    pad = dilation * (kernel - 1) // 2
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=((pad, pad), (pad, pad)),
+        kernel_dilation=dilation,
+        use_bias=bias,
+        kernel_init=init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, with PyTorch's running statistics.
+
+    momentum: the share of the old running value that is kept (flax's convention: 1 - PyTorch's momentum).
+    dtype: of the output; mean and variance are taken in float32.
+
+    Unlike `nn.BatchNorm` the running variance is the unbiased one, n / (n - 1) times the variance that normalises.
+    With n = 1 that factor is taken as 1 (PyTorch raises). Under jit over a sharded batch the statistics are those of
+    the global batch.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*rows c"], train: bool) -> Float[Array, "*rows c"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            # Two passes: E[x^2] - E[x]^2 would cancel where the mean exceeds the deviation, as after a pool.
+            mean = x.mean(axes)
+            var = jnp.square(x - mean).mean(axes)
+            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+                n = x.size // channels
+                kept = self.momentum
+                running_mean.value = kept * running_mean.value + (1 - kept) * mean
+                running_var.value = kept * running_var.value + (1 - kept) * var * (n / max(n - 1, 1))
+        else:
+            mean, var = running_mean.value, running_var.value
+        y = (x - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
+        return y.astype(self.dtype)
+
+
+class ReLU(nn.Module):
+    """max(x, 0). One instance may be called several times: `sarjax.models.cost` then counts its last call."""
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return nn.relu(x)
+
+
+class Sigmoid(nn.Module):
+    """1 / (1 + exp(-x))."""
+
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        return nn.sigmoid(x)
+
+
+class MaxPool(nn.Module):
+    """Largest value of a square window; padding never wins (it is -inf)."""
+
+    window: int = 3
+    stride: int = 2
+    padding: int = 1
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow c"]:
+        return resampling.max_pool(x, self.window, self.stride, self.padding)
+
+
+class AvgPool(nn.Module):
+    """Mean of a square window; padding counts as zeros."""
+
+    window: int
+    stride: int = 1
+    padding: int = 0
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow c"]:
+        return resampling.avg_pool(x, self.window, self.stride, self.padding)

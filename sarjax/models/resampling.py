@@ -1,0 +1,124 @@
+"""Resizing, pooling and sampling of images, equal to `torch.nn.functional`, on NHWC arrays."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def resize_bilinear(
+    x: Float[Array, "b h w c"], size: tuple[int, int], *, align_corners: bool = False
+) -> Float[Array, "b oh ow c"]:
+    """Bilinear interpolation to `size` = (height, width), without antialiasing in either direction.
+
+    align_corners=False puts pixel centres at half-integers: source = (target + 1/2) * in / out - 1/2, clamped to the
+    image. True maps the first and last centres on each other: source = target * (in - 1) / (out - 1).
+
+    Two products with constant banded matrices, one per axis: so the gradient is two products too, without a scatter,
+    and it partitions over the height. Computed in float32 at least; returned in the dtype of `x`.
+    Equal to `torch.nn.functional.interpolate(mode="bilinear", antialias=False)`.
+    """
+    rows = _bilinear_matrix(x.shape[1], size[0], align_corners)
+    columns = _bilinear_matrix(x.shape[2], size[1], align_corners)
+    return _separable(x, rows, columns)
+
+
+def adaptive_avg_pool(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b oh ow c"]:
+    """Mean over `size` = (oh, ow) bins; bin i covers floor(i * in / out) to ceil((i + 1) * in / out), exclusive.
+
+    Bins overlap where the size does not divide, and repeat pixels where it is larger than the image.
+    Equal to `torch.nn.functional.adaptive_avg_pool2d`.
+    """
+    b, h, w, c = x.shape
+    oh, ow = size
+    if h % oh == 0 and w % ow == 0:
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        return x.reshape(b, oh, h // oh, ow, w // ow, c).mean((2, 4), dtype=dtype).astype(x.dtype)
+    return _separable(x, _bin_matrix(h, oh), _bin_matrix(w, ow))
+
+
+def avg_pool(x: Float[Array, "b h w c"], window: int, stride: int, padding: int) -> Float[Array, "b oh ow c"]:
+    """Mean of a square window; padding counts as zeros (`torch.nn.functional.avg_pool2d`'s default)."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    y = x.astype(dtype)
+    # Rows, then columns: 2 * window additions instead of window^2.
+    for axis in (1, 2):
+        windows, strides, pads = [1] * 4, [1] * 4, [(0, 0)] * 4
+        windows[axis], strides[axis], pads[axis] = window, stride, (padding, padding)
+        y = lax.reduce_window(y, np.zeros((), dtype), lax.add, windows, strides, pads)
+    return (y / window**2).astype(x.dtype)
+
+
+def max_pool(x: Float[Array, "b h w c"], window: int, stride: int, padding: int) -> Float[Array, "b oh ow c"]:
+    """Largest value of a square window; padding is -inf (`torch.nn.functional.max_pool2d`)."""
+    pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    return lax.reduce_window(x, -np.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
+
+
+def grid_sample(
+    x: Float[Array, "b h w c"], grid: Float[Array, "b oh ow 2"], *, align_corners: bool = False
+) -> Float[Array, "b oh ow c"]:
+    """Bilinear samples of `x` at `grid`; outside of the image is 0.
+
+    grid: (x, y) of every sample, -1..1 over the width and the height: over the outer edges of the border pixels, or
+    with align_corners over their centres. Equal to `torch.nn.functional.grid_sample(padding_mode="zeros")`.
+    The gradient reaches `x` (by a scatter) and `grid`.
+    """
+    b, h, w, c = x.shape
+    _, oh, ow, _ = grid.shape
+    pixels = x.reshape(b, h * w, c)
+
+    def position(u, n):
+        return (u + 1) / 2 * (n - 1) if align_corners else ((u + 1) * n - 1) / 2
+
+    column, row = position(grid[..., 0], w), position(grid[..., 1], h)
+    column0, row0 = jnp.floor(column), jnp.floor(row)
+    result = jnp.zeros((b, oh, ow, c), x.dtype)
+    for down in (0, 1):
+        for right in (0, 1):
+            i, j = row0 + down, column0 + right
+            inside = (i >= 0) & (i < h) & (j >= 0) & (j < w)
+            weight = jnp.where(inside, (1 - jnp.abs(row - i)) * (1 - jnp.abs(column - j)), 0)
+            index = jnp.clip(i, 0, h - 1).astype(jnp.int32) * w + jnp.clip(j, 0, w - 1).astype(jnp.int32)
+            value = jax.vmap(lambda p, k: p[k])(pixels, index.reshape(b, oh * ow)).reshape(b, oh, ow, c)
+            result += weight[..., None].astype(x.dtype) * value
+    return result
+
+
+def _separable(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+    """rows @ x @ columns^T for every image and channel. Full precision, so that a constant stays that constant."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    y = x.astype(dtype)
+    y = jnp.einsum("Hh,bhwc->bHwc", rows.astype(dtype), y, precision=lax.Precision.HIGHEST)
+    y = jnp.einsum("Ww,bhwc->bhWc", columns.astype(dtype), y, precision=lax.Precision.HIGHEST)
+    return y.astype(x.dtype)
+
+
+@cache
+def _bilinear_matrix(n: int, out: int, align_corners: bool) -> np.ndarray:
+    """(out, n) weights of linear interpolation, two per row at most."""
+    target = np.arange(out, dtype=np.float64)
+    if align_corners:
+        source = target * ((n - 1) / (out - 1) if out > 1 else 0.0)
+    else:
+        source = np.maximum((target + 0.5) * (n / out) - 0.5, 0.0)
+    low = np.minimum(np.floor(source).astype(int), n - 1)
+    high = np.minimum(low + 1, n - 1)
+    weight = np.clip(source - low, 0.0, 1.0)
+    matrix = np.zeros((out, n))
+    np.add.at(matrix, (np.arange(out), low), 1 - weight)
+    np.add.at(matrix, (np.arange(out), high), weight)
+    return matrix
+
+
+@cache
+def _bin_matrix(n: int, out: int) -> np.ndarray:
+    """(out, n) weights of the bins' means."""
+    matrix = np.zeros((out, n))
+    for i in range(out):
+        start, end = i * n // out, -(-(i + 1) * n // out)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix
