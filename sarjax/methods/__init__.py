@@ -10,13 +10,18 @@ METHODS: dict[str, str] = {
 }
 
 
-def build_method(context: Any) -> Any:
-    """The `Method` that `context.experiment.method` names; UserError where the data set or the teacher do not fit."""
+def build_method(context: Any, *, for_inference: bool = False) -> Any:
+    """The `Method` that `context.experiment.method` names; UserError where the data set or the teacher do not fit.
+
+    for_inference: no teacher is needed, since heads never read one.
+    """
     name = context.experiment.method.NAME
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     module, factory = METHODS[name].split(":")
     method = getattr(importlib.import_module(module), factory)(context.experiment.method, context)
+    if for_inference:
+        return method
     if method.teacher is None and context.teacher is not None:
         raise UserError(f"method {name!r} takes no teacher; leave --teacher out.")
     if method.teacher is not None:

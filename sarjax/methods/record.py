@@ -77,6 +77,7 @@ class Method(NamedTuple):
         keys that are drawn per row.
     encode: (params, stats, inputs, train) -> {stride: features}; inputs (b, h, w, c) as the network sees them.
     heads: {name: Head}; the first is the default.
+    requires: batch keys that the loss reads; a data set without one of them is refused before the first step.
     refresh: None, or (params, stats, memory, batches, epoch) -> memory, at an epoch's end; `batches` iterates over
         the training split in order, on device, unaugmented.
     teacher: None, or the check that a teacher fits: (Teacher) -> None, raises UserError.
@@ -88,6 +89,7 @@ class Method(NamedTuple):
     loss: Callable[[Tree, Rest, Mapping[str, Batch], jax.Array, jax.Array], tuple[dict[str, Term], Outputs]]
     encode: Callable[[Tree, Tree, Float[Array, "b h w c"], bool], Mapping[int, Float[Array, "b h w c"]]]
     heads: Mapping[str, Head]
+    requires: tuple[str, ...]
     refresh: Callable[..., Tree] | None = None
     teacher: Callable[["Teacher"], None] | None = None
     couples: tuple[str, ...] = ()

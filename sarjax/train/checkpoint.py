@@ -1,0 +1,158 @@
+"""Checkpoints: written in the background, given digests once final, verified before they are trusted.
+
+orbax does not checksum what it stores: a flipped byte would come back as a silently wrong number. So process 0
+writes {file: [size, sha256]} beside every finished step, and restoring walks from the newest step to the oldest
+until one is whole. The only importer of orbax.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from sarjax.errors import UserError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Under a temporary name first, so that a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def file_digest(path: Path) -> tuple[int, str]:
+    """(size in bytes, sha256)."""
+    with path.open("rb") as f:
+        return path.stat().st_size, hashlib.file_digest(f, "sha256").hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints in one directory.
+
+    keep: how many of the newest stay. say: where one-line notices go.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 2, say: Callable[[str], None] = print, read_only: bool = False):
+        self.directory, self.say = Path(directory).resolve(), say
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._leader = jax.process_index() == 0 and not read_only
+
+    def steps(self) -> list[int]:
+        """Steps that are there, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
+        """Begins to save; returns when the state may be overwritten. A step that is there already stays."""
+        self.wait()
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
+        )
+
+    def poll(self) -> None:
+        """Writes the digests of what has become final since; cheap, meant for every step."""
+        if self._leader and not self._manager.is_saving_in_progress():
+            self._seal()
+
+    def wait(self) -> None:
+        """Returns when everything saved is final and has its digests."""
+        self._manager.wait_until_finished()
+        if self._leader:
+            self._seal()
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether a scheduler's warning has reached all processes (they agree on the step)."""
+        return self._manager.reached_preemption(step)
+
+    def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, as (state, position); None where there is none at all.
+
+        abstract: shapes, dtypes and today's shardings. Damaged steps are named and moved to `damaged/` beside the
+        directory; UserError when there are checkpoints but none is whole.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            fault = self.fault(step)
+            if fault is None:
+                return self.restore_step(step, abstract)
+            self.say(f"checkpoint {self.directory.name}/{step} is damaged: {fault}; trying the one before.")
+            if self._leader:
+                self._set_aside(step)
+        if steps:
+            raise UserError(
+                f"no checkpoint in {self.directory} is whole; remove the directory to start the run from step 0."
+            )
+        return None
+
+    def restore_step(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        """The checkpoint of one step, unverified; UserError where it does not fit `abstract`."""
+        try:
+            items = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore())
+            )
+        except ValueError as e:
+            raise UserError(
+                f"checkpoint {self.directory}/{step} does not fit this experiment's network: {str(e).splitlines()[0]}"
+            ) from e
+        return items["state"], items["position"]
+
+    def stored(self, step: int) -> Any:
+        """Shapes and dtypes of the saved state as plain nested dicts and lists, read from the files."""
+        return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), self._manager.item_metadata(step).state)
+
+    def fault(self, step: int) -> str | None:
+        """What is wrong with the files of a step; None when they are as written."""
+        try:
+            digests = json.loads(self._digests(step).read_text())
+        except FileNotFoundError:
+            return "it was never finished (no digests)"
+        except ValueError:
+            return f"{self._digests(step).name} cannot be read"
+        root = self.directory / str(step)
+        for name, (size, digest) in digests.items():
+            path = root / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes instead of {size}"
+            if file_digest(path)[1] != digest:
+                return f"the contents of {name} have changed"
+        return None
+
+    def _digests(self, step: int) -> Path:
+        return self.directory / f"{step}.digests.json"
+
+    def _seal(self) -> None:
+        steps = self.steps()
+        for step in steps:
+            if not self._digests(step).exists():
+                root = self.directory / str(step)
+                files = sorted(p for p in root.rglob("*") if p.is_file())
+                digests = {str(p.relative_to(root)): file_digest(p) for p in files}
+                write_atomically(self._digests(step), json.dumps(digests, indent=0))
+        for path in self.directory.glob("*.digests.json"):
+            if int(path.name.split(".")[0]) not in steps:
+                path.unlink()
+
+    def _set_aside(self, step: int) -> None:
+        aside = self.directory.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        target = aside / f"{self.directory.name}-{step}"
+        shutil.rmtree(target, ignore_errors=True)
+        (self.directory / str(step)).rename(target)
+        self._digests(step).unlink(missing_ok=True)
+        self._manager.reload()

@@ -1,0 +1,88 @@
+"""Between the records and the step: which arrays, on which devices, in what order."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from sarjax.config import Config
+from sarjax.data.pipeline import Batches, evaluation_batches
+from sarjax.data.store import Dataset
+from sarjax.errors import UserError
+from sarjax.evaluate.evaluator import Evaluation, evaluate
+from sarjax.methods.record import Head, Method, Schedule
+from sarjax.train.mesh import put_batch, row_shards
+from sarjax.train.state import TrainState
+
+
+def make_batches(method: Method, dataset: Dataset, config: Config, mesh: jax.sharding.Mesh) -> Batches:
+    """The training stream; UserError when its rows do not fit devices or microbatches."""
+    experiment = config.experiment
+    batches = Batches(
+        dataset.split("train", modalities=training_modalities(method, dataset, config)),
+        method.streams,
+        batch_size=experiment.batch_size,
+        seed=experiment.seed,
+        labelled=experiment.data.labelled,
+        labelled_seed=experiment.data.labelled_seed,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    for name, rows in batches.rows.items():
+        unit = row_shards(mesh) * experiment.accumulate
+        if rows % unit:
+            raise UserError(
+                f"stream {name!r} has {rows} rows in a batch, which {row_shards(mesh)} devices with "
+                f"{experiment.accumulate} microbatches cannot share equally; a multiple of {unit} is accepted."
+            )
+    return batches
+
+
+def modalities(keys: tuple[str, ...], dataset: Dataset, who: str) -> tuple[str, ...]:
+    """The modalities that batch `keys` belong to; UserError that names `who`, the data set and the missing key."""
+    names = dataset.spec.modality_names
+    held = {"label", "hidden_label", *names, *(f"{name}_valid" for name in names)}
+    for key in keys:
+        if key not in held:
+            raise UserError(f"{who} needs {key!r}, which data set {dataset.spec.name!r} does not hold: {sorted(held)}.")
+    return tuple(name for name in names if name in keys)
+
+
+def training_modalities(method: Method, dataset: Dataset, config: Config) -> tuple[str, ...]:
+    return modalities(method.requires, dataset, f"method {config.experiment.method.NAME!r}")
+
+
+def host_tables(method: Method, memory: Any) -> dict[str, np.ndarray]:
+    """Partner tables of the follow streams, copied to the host."""
+    names = {stream.table for stream in method.streams.values() if stream.kind == "follow"}
+    return {name: np.asarray(memory[name]) for name in names}
+
+
+def epoch_ends(step: int, schedule: Schedule) -> bool:
+    """Whether a pass over the first stream is complete after step `step`."""
+    return int((step + 1) / schedule.steps_per_epoch) > int(step / schedule.steps_per_epoch)
+
+
+def refreshed(method: Method, state: TrainState, dataset: Dataset, config: Config, mesh: Any, epoch: int) -> TrainState:
+    """`state` with its memory rebuilt from the training split."""
+    split = dataset.split("train", modalities=training_modalities(method, dataset, config))
+    batches = device_batches(split, config, mesh)
+    memory = method.refresh(state.params, state.stats, state.memory, batches, epoch)
+    return state.replace(memory=jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), memory, state.memory))
+
+
+def device_batches(split: Any, config: Config, mesh: jax.sharding.Mesh) -> Iterator[Any]:
+    rows = config.experiment.batch_size
+    rows += -rows % row_shards(mesh)
+    numpy = evaluation_batches(split, rows, process=jax.process_index(), processes=jax.process_count())
+    return map(partial(put_batch, mesh), numpy)
+
+
+def run_evaluation(
+    count: Any, head: Head, params: Any, stats: Any, tiles: Dataset, split: str, config: Config, mesh: Any
+) -> Evaluation:
+    """Counts `split` with `count`, the jitted step of one head: training does it on val, `sarjax eval` on either."""
+    rows = tiles.split(split, modalities=modalities(head.requires, tiles, "the head"))
+    return evaluate(partial(count, params, stats), device_batches(rows, config, mesh))

@@ -1,0 +1,224 @@
+"""Training, read from top to bottom: data, run directory, devices, method, state, step, loop."""
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sarjax import config as configs
+from sarjax.config import Config
+from sarjax.data.store import Dataset, open_dataset
+from sarjax.errors import UserError
+from sarjax.evaluate.confusion import make_count_step
+from sarjax.methods import build_method
+from sarjax.methods.record import Context, Method, Schedule
+from sarjax.models.torchvision import load_encoder
+from sarjax.train import teacher as teachers
+from sarjax.train.checkpoint import Checkpoints
+from sarjax.train.feed import epoch_ends, host_tables, make_batches, refreshed, run_evaluation
+from sarjax.train.loggers import MetricsFile, TensorBoard, Terminal, summary
+from sarjax.train.mesh import abstract_batch, make_mesh, put_batch, replicated
+from sarjax.train.optimizer import learning_rate, make_optimizer
+from sarjax.train.run import environment, make_schedule, prepare, record_start
+from sarjax.train.state import TrainState, abstract_state, born_sharded, keys
+from sarjax.train.step import make_step
+
+
+def train(
+    config: Config,
+    workdir: Path,
+    *,
+    teacher: Path | None = None,
+    init_from: Path | None = None,
+    extend_steps: int = 0,
+    dataset: Dataset | None = None,
+    say: Callable[[str], None] = print,
+) -> TrainState:
+    """Trains the run in `workdir`, from its newest whole checkpoint on, and returns the last state.
+
+    teacher: run that teaches this one. init_from: run whose parameters a new run starts from. extend_steps: the
+    one allowed change of an existing run. dataset: instead of the one that the configuration names.
+    SIGTERM saves a checkpoint and returns early; the same call goes on from there.
+    """
+    # ------------------------------------------------------------------ data
+    execution = config.execution
+    data = config.experiment.data
+    dataset = dataset or open_dataset(data.name, data.config, execution.data_dir)
+
+    # --------------------------------------------------- devices, run directory
+    mesh = make_mesh(execution.mesh)
+    config = prepare(workdir, config, dataset, extend_steps=extend_steps)
+    experiment = config.experiment
+
+    # ---------------------------------------------------------------- method
+    frozen = known = None
+    if teacher is not None:
+        teachers.adopt(teacher, workdir, mesh)
+    if (workdir / "teacher").is_dir():
+        known, frozen = teachers.load(workdir, mesh)
+    method, schedule = make_method(config, dataset, known)
+    optimizer = make_optimizer(experiment.optimizer)
+    rate = learning_rate(experiment.optimizer, schedule.steps)
+
+    # ----------------------------------------------------------------- state
+    ema = experiment.optimizer.ema
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=execution.keep, say=say)
+    best = Checkpoints(workdir / "best", keep=1, say=say) if keeps_best(config, dataset) else None
+    managers = [m for m in (checkpoints, best) if m is not None]
+    abstract = abstract_state(method, optimizer, experiment.seed, ema > 0, mesh)
+    restored = checkpoints.restore(abstract)
+    if restored is None:
+        state, position = born_sharded(method, optimizer, experiment.seed, ema > 0, mesh), {"best": None}
+        state = with_imported_weights(state, experiment)
+        if init_from is not None:
+            state = teachers.warm_start(state, init_from, mesh, say)
+    else:
+        state, position = restored
+    start = int(state.step)
+    if start >= schedule.steps:
+        say(f"{workdir} is trained to its last step, {start}; --extend-steps N would go on.")
+        return state
+    record_start(workdir, environment(mesh), dataset.fingerprint, start, say)
+
+    # ------------------------------------------------------------------ input
+    batches = make_batches(method, dataset, config, mesh)
+    if method.refresh is not None and start:
+        batches.tables = host_tables(method, state.memory)
+
+    # ------------------------------------------------------------------- step
+    step_key = keys(experiment.seed)["step"]
+    step = make_step(method, optimizer, rate, key=step_key, accumulate=experiment.accumulate, ema=ema)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+    example = abstract_batch(mesh, batches[start], jax.process_count())
+    lowered = jitted.lower(abstract, frozen, example)
+    began = time.monotonic()
+    compiled = lowered.compile()
+    for line in summary(state, compiled, config, schedule, method, len(batches.tiles), mesh):
+        say(line)
+    say(f"compiled in {time.monotonic() - began:.1f} s; " + (f"resuming at step {start}" if start else "starting"))
+    head = next(iter(method.heads.values()))
+    count = jax.jit(make_count_step(head.predict, dataset.spec.num_classes), out_shardings=replicated(mesh))
+
+    # ------------------------------------------------------------------- loop
+    per_epoch = max(1, round(schedule.steps_per_epoch))
+    evaluate_every = execution.evaluate_every or per_epoch
+    checkpoint_every = execution.checkpoint_every or per_epoch
+    stop = StopFlag(checkpoints)
+    terminal = Terminal(start, schedule.steps, experiment.batch_size)
+    loggers: list[Any] = [terminal]
+    if jax.process_index() == 0:
+        loggers.append(MetricsFile(workdir / "metrics.jsonl", start))
+        if execution.tensorboard:
+            loggers.append(TensorBoard(workdir / "events", start))
+    feed = batches.iterate(start, schedule.steps, execution.prefetch)
+    previous: Any = {}
+    try:
+        for s in range(start, schedule.steps):
+            state, metrics = compiled(state, frozen, put_batch(mesh, next(feed)))
+            done, last = s + 1, s + 1 == schedule.steps
+            terminal.advance(done)
+
+            # Asked of the step before: its numbers are there while this one still runs.
+            check_finite(previous, done - 1, execution.max_bad_steps, checkpoints)
+            previous = metrics
+            if last or (execution.log_every and done % execution.log_every == 0):
+                values = {k: float(v) for k, v in metrics.items()}
+                for logger in loggers:
+                    logger.write(done, values)
+
+            if method.refresh is not None and epoch_ends(s, schedule):
+                state = refreshed(method, state, dataset, config, mesh, int(done / schedule.steps_per_epoch))
+                batches.tables = host_tables(method, state.memory)
+                feed = batches.iterate(done, schedule.steps, execution.prefetch)
+
+            if "val" in dataset.statistics.tiles and (last or done % evaluate_every == 0):
+                evaluation = run_evaluation(count, head, state.params, state.stats, dataset, "val", config, mesh)
+                values = {f"val/{k}": v for k, v in evaluation.scalars(dataset.spec).items()}
+                for logger in loggers:
+                    logger.write(done, values)
+                if best is not None and (position["best"] is None or values["val/miou"] > position["best"]["miou"]):
+                    position = {"best": {"step": done, "miou": values["val/miou"]}}
+                    best.save(done, state, position)
+
+            stopping = stop.requested(done)
+            if last or stopping or done % checkpoint_every == 0:
+                checkpoints.save(done, state, position)
+            for manager in managers:
+                manager.poll()
+            if stopping and not last:
+                terminal.say(f"stopped by signal after step {done}; the same command goes on from there")
+                break
+    finally:
+        del feed
+        for manager in managers:
+            manager.close()
+        for logger in loggers:
+            logger.close()
+        stop.restore()
+    return state
+
+
+def make_method(config: Config, dataset: Dataset, teacher: Any = None) -> tuple[Method, Schedule]:
+    """The method, and the schedule that it closes over.
+
+    A schedule needs the streams' rows and a method the schedule, so the method is built a second time with it.
+    """
+    tiles = len(dataset.split("train"))
+    context = Context(config.experiment, dataset.spec, dataset.statistics, Schedule(1, 1.0), teacher)
+    rows = next(iter(build_method(context).streams.values())).rows
+    schedule = make_schedule(config.experiment, rows, tiles)
+    return build_method(context._replace(schedule=schedule)), schedule
+
+
+def keeps_best(config: Config, dataset: Dataset) -> bool:
+    """The best on val is kept where the data set has a validation split."""
+    return config.execution.keep_best and "val" in dataset.statistics.tiles
+
+
+def with_imported_weights(state: TrainState, experiment: configs.Experiment) -> TrainState:
+    """The encoder's weights read from `network.weights`, where it names a file."""
+    if not experiment.network.weights:
+        return state
+    old = {"params": state.params, "batch_stats": state.stats}
+    new = load_encoder(old, Path(experiment.network.weights), experiment.network)
+    new = jax.tree.map(lambda value, like: jax.device_put(value, like.sharding), new, old)
+    ema = None if state.ema is None else jax.tree.map(lambda p: p.copy(), new["params"])
+    return state.replace(params=new["params"], stats=new["batch_stats"], ema=ema)
+
+
+class StopFlag:
+    """SIGTERM as a question that the loop asks after each step, agreed on by all processes."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints, self._seen = checkpoints, False
+        try:
+            self._old = signal.signal(signal.SIGTERM, self._note)
+        except ValueError:  # not the main thread: nobody can send it a signal
+            self._old = None
+
+    def _note(self, *_: Any) -> None:
+        self._seen = True
+
+    def requested(self, step: int) -> bool:
+        return self._seen if jax.process_count() == 1 else self._checkpoints.reached_preemption(step)
+
+    def restore(self) -> None:
+        if self._old is not None:
+            signal.signal(signal.SIGTERM, self._old)
+
+
+def check_finite(metrics: Mapping[str, jax.Array], step: int, limit: int, checkpoints: Checkpoints) -> None:
+    """UserError when `limit` steps in a row were skipped."""
+    bad = int(metrics["bad_in_a_row"]) if metrics else 0
+    if bad >= limit:
+        checkpoints.wait()
+        steps = checkpoints.steps()
+        where = f"{checkpoints.directory}/{steps[-1]}" if steps else "none"
+        raise UserError(
+            f"stopped at step {step}: loss or gradient were not finite {bad} steps in a row; a lower learning rate or "
+            f"--optimizer.clip may help; the last good checkpoint is {where}."
+        )

@@ -1,0 +1,106 @@
+"""Devices as a mesh with axes `data`, `fsdp`, `space`, and where arrays live on it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from sarjax import config
+from sarjax.errors import UserError
+
+AXES = ("data", "fsdp", "space")
+SMALL = 2**16
+
+# Ordered: the first pattern that matches a leaf's path decides.
+RULES: tuple[tuple[str, str], ...] = ((r"^(step|skipped|bad_in_a_row)$", "replicate"), (r".*", "fsdp"))
+
+
+def make_mesh(shape: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """A mesh over all devices; one axis may be -1 and takes what the others leave.
+
+    Axes are of type Auto: sharding is inferred by the compiler from where inputs live.
+    """
+    count = len(devices if devices is not None else jax.devices())
+    sizes = [getattr(shape, axis) for axis in AXES]
+    fixed = int(np.prod([s for s in sizes if s != -1]))
+    if sizes.count(-1) > 1 or fixed < 1 or count % fixed or (-1 not in sizes and fixed != count):
+        raise UserError(
+            f"execution.mesh is data={shape.data} fsdp={shape.fsdp} space={shape.space}, which does not use "
+            f"{count} devices exactly; sizes whose product is {count}, or one of them -1, are accepted."
+        )
+    sizes = [count // fixed if s == -1 else s for s in sizes]
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def row_shards(mesh: jax.sharding.Mesh) -> int:
+    """Into how many parts the rows of a batch are cut."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, ndim: int) -> NamedSharding:
+    """Rows over data and fsdp, height over space.
+
+    Rows over `data` alone would make the compiler shard activations, not kernels, over fsdp.
+    Height is axis 2 of (b,t,h,w,c) and (b,t,h,w), axis 1 of (b,h,w); a vector has none.
+    """
+    height = {5: 2, 4: 2, 3: 1}.get(ndim)
+    spec: list[Any] = [None] * ndim
+    spec[0] = ("data", "fsdp")
+    if height is not None:
+        spec[height] = "space"
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(mesh: jax.sharding.Mesh, batch: Any) -> Any:
+    """Numpy rows of this process -> global arrays on the mesh, for a plain batch or {stream: batch}."""
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(batch_sharding(mesh, np.ndim(x)), np.asarray(x)), batch
+    )
+
+
+def abstract_batch(mesh: jax.sharding.Mesh, batch: Any, processes: int = 1) -> Any:
+    """Shapes and shardings of the global batch whose local rows are `batch`."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            (x.shape[0] * processes, *x.shape[1:]), x.dtype, sharding=batch_sharding(mesh, np.ndim(x))
+        ),
+        batch,
+    )
+
+
+def infer_sharding(mesh: jax.sharding.Mesh, tree: Any, rules: Sequence[tuple[str, str]] = RULES) -> Any:
+    """A sharding per leaf of an abstract tree.
+
+    rules: ordered (pattern of the path, rule). Rule "replicate" keeps a copy everywhere; "fsdp" cuts the largest axis
+    that the mesh's fsdp divides, unless the leaf has fewer than 2^16 elements.
+    """
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        rule = next(rule for pattern, rule in rules if re.search(pattern, name))
+        size = mesh.shape["fsdp"]
+        axes = [i for i, n in enumerate(leaf.shape) if n % size == 0]
+        if rule == "replicate" or size == 1 or leaf.size < SMALL or not axes:
+            return replicated(mesh)
+        spec: list[Any] = [None] * leaf.ndim
+        spec[max(axes, key=lambda i: leaf.shape[i])] = "fsdp"
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """A tree path as "params/encoder/conv1/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def flatten(tree: Any) -> Mapping[str, Any]:
+    """{path: leaf} of a tree."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

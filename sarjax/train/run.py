@@ -1,0 +1,186 @@
+"""A run's directory: what it was told (config.json), what it ran on (manifest.json), and what it left.
+
+RUN/ config.json  manifest.json  spec.json  stats.json  metrics.jsonl  events/  checkpoints/  best/  teacher/
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from sarjax import config as configs
+from sarjax.config import Config, Experiment
+from sarjax.data.pipeline import labelled_split
+from sarjax.data.store import Dataset
+from sarjax.errors import UserError
+from sarjax.methods import build_method
+from sarjax.methods.record import Context, Method, Schedule, Tree
+from sarjax.spec import DatasetSpec, Statistics
+from sarjax.train.checkpoint import Checkpoints, write_atomically
+from sarjax.train.mesh import infer_sharding
+
+PACKAGES = ("sarjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def make_schedule(experiment: Experiment, method_rows: float, tiles: int) -> Schedule:
+    """Steps of the run and of one pass over the labelled tiles, for `method_rows` labelled rows per batch_size."""
+    labelled = len(labelled_split(tiles, experiment.data.labelled, experiment.data.labelled_seed)[0])
+    per_epoch = labelled / max(1, round(method_rows * experiment.batch_size))
+    return Schedule(experiment.steps or max(1, round(experiment.epochs * per_epoch)), per_epoch)
+
+
+def prepare(workdir: Path, config: Config, dataset: Dataset, *, extend_steps: int = 0) -> Config:
+    """Opens the directory for `config` and returns the configuration that the run goes by.
+
+    A new directory gets its files; one of the same experiment is continued; UserError, with the difference, for one of
+    another experiment, and for one that cannot be written.
+    """
+    data = dataclasses.replace(config.experiment.data, fingerprint=dataset.fingerprint)
+    config = dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, data=data))
+    path = workdir / "config.json"
+    if path.exists():
+        old = read_config(workdir)
+        changed = configs.difference(old.experiment, config.experiment)
+        if changed:
+            raise UserError(
+                f"{workdir} holds another experiment ({'; '.join(changed)}); another --workdir, or the same values, "
+                "would be accepted."
+            )
+        experiment = dataclasses.replace(old.experiment, steps=extend_steps or old.experiment.steps)
+        config = dataclasses.replace(config, experiment=experiment)
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and holds no run; an empty or new directory would be accepted.")
+    elif extend_steps:
+        raise UserError(f"{workdir} holds no run whose steps could be extended.")
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_atomically(workdir / "spec.json", dataset.spec.to_json())
+            write_atomically(workdir / "stats.json", dataset.statistics.to_json())
+            write_atomically(path, configs.to_json(config))
+        except OSError as e:
+            raise UserError(f"cannot write to {workdir}: {e.strerror}; a writable --workdir would be accepted.") from e
+    return config
+
+
+def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
+    """What decides the last bits of a result."""
+    devices = jax.devices()
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": devices[0].platform,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": jax.process_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "mesh": dict(mesh.shape),
+    }
+
+
+def record_start(workdir: Path, env: dict[str, Any], fingerprint: str, step: int, say: Callable[[str], None]) -> None:
+    """Adds a start to the manifest; says why a resumed run will not be bit-identical, where it will not."""
+    manifest = read_manifest(workdir)
+    starts = manifest.setdefault("starts", [])
+    if starts and step:
+        changed = configs.difference({k: starts[0][k] for k in env}, env)
+        if changed:
+            say(f"not bit-identical to an uninterrupted run: {'; '.join(changed)}.")
+    starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv, "step": step, **env})
+    manifest.setdefault("data_fingerprint", fingerprint)
+    if env["platform"] == "cpu":
+        manifest.setdefault("host_devices", env["devices"])
+    write_manifest(workdir, manifest)
+
+
+def read_manifest(workdir: Path) -> dict[str, Any]:
+    path = workdir / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_manifest(workdir: Path, manifest: dict[str, Any]) -> None:
+    if jax.process_index() == 0:
+        write_atomically(workdir / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+
+
+def read_config(workdir: Path) -> Config:
+    """The run's config.json; UserError when `workdir` holds no run."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no run (no config.json); a directory made by `sarjax train` is accepted.")
+    return configs.from_json(path.read_text(encoding="utf-8"))
+
+
+class Restored(NamedTuple):
+    """A trained run, ready to predict: the method's functions and its variables on the mesh."""
+
+    config: Config
+    spec: DatasetSpec
+    statistics: Statistics
+    method: Method
+    params: Tree
+    stats: Tree
+    step: int
+    checkpoint: str
+
+
+def read_data_description(folder: Path) -> tuple[DatasetSpec, Statistics]:
+    """spec.json and stats.json of a run or of its teacher."""
+    return (
+        DatasetSpec.from_json((folder / "spec.json").read_text(encoding="utf-8")),
+        Statistics.from_json((folder / "stats.json").read_text(encoding="utf-8")),
+    )
+
+
+def restore_run(
+    workdir: Path, mesh: jax.sharding.Mesh, *, checkpoint: str = "best", ema: bool = False, say=print
+) -> Restored:
+    """The run's method and parameters for inference; opens no teacher and no data set.
+
+    checkpoint: "best" (the best on val; the last where none was kept) or "last". ema: the running mean instead of the
+    parameters; UserError where none was kept.
+    """
+    config = read_config(workdir)
+    spec, statistics = read_data_description(workdir)
+    if checkpoint not in ("best", "last"):
+        raise UserError(f"checkpoint is {checkpoint!r}; best or last are accepted.")
+    folder = workdir / ("best" if checkpoint == "best" and (workdir / "best").is_dir() else "checkpoints")
+    if not folder.is_dir():
+        raise UserError(f"{workdir} holds no checkpoint yet; train it first.")
+    checkpoints = Checkpoints(folder, say=say, read_only=True)
+    for step in reversed(checkpoints.steps()):
+        fault = checkpoints.fault(step)
+        if fault is None:
+            break
+        say(f"checkpoint {folder.name}/{step} is damaged: {fault}; trying the one before.")
+    else:
+        raise UserError(f"no checkpoint in {folder} is whole; train the run again.")
+    shapes = checkpoints.stored(step)
+    abstract = jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes,
+        infer_sharding(mesh, shapes),
+    )
+    state, _ = checkpoints.restore_step(step, abstract)
+    if ema and state["ema"] is None:
+        raise UserError(f"{workdir} kept no running mean of its parameters; train with --optimizer.ema above 0.")
+    schedule = Schedule(step, 1.0)
+    method = build_method(Context(config.experiment, spec, statistics, schedule), for_inference=True)
+    return Restored(
+        config,
+        spec,
+        statistics,
+        method,
+        state["ema"] if ema else state["params"],
+        state["stats"] or {},
+        step,
+        f"{folder.name}/{step}",
+    )

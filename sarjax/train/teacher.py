@@ -1,0 +1,124 @@
+"""A trained run as somebody else's teacher: copied once, checked at every start, frozen, in no checkpoint.
+
+It is also how a run starts from another run's parameters (`--init-from`).
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sarjax.errors import UserError
+from sarjax.methods import build_method
+from sarjax.methods.record import Context, Schedule, Teacher, Tree, Variables
+from sarjax.train.checkpoint import file_digest, write_atomically
+from sarjax.train.mesh import flatten, infer_sharding
+from sarjax.train.run import read_config, read_data_description, restore_run
+
+FILES = ("config.json", "spec.json", "stats.json", "weights.safetensors")
+
+
+def adopt(teacher_run: Path, workdir: Path, mesh: jax.sharding.Mesh, *, ema: bool = False) -> None:
+    """Copies the weights, configuration and data description of `teacher_run` into `workdir/teacher/`, once.
+
+    A second call with the same teacher does nothing; UserError when another one is there already.
+    """
+    from safetensors.numpy import save_file
+
+    target = workdir / "teacher"
+    restored = restore_run(teacher_run, mesh, ema=ema)
+    temporary = workdir / ".teacher.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name in FILES[:3]:
+        shutil.copyfile(teacher_run / name, temporary / name)
+    leaves = flatten({"params": restored.params, "stats": restored.stats})
+    save_file({k: np.asarray(v) for k, v in leaves.items()}, temporary / "weights.safetensors")
+    mark = fingerprint(temporary)
+    if target.exists():
+        shutil.rmtree(temporary)
+        if mark != recorded_fingerprint(target):
+            raise UserError(f"{target} is a copy of another teacher than {teacher_run}; use another --workdir.")
+        return
+    origin = {"fingerprint": mark, "run": str(teacher_run), "checkpoint": restored.checkpoint}
+    write_atomically(temporary / "origin.json", json.dumps(origin, indent=1) + "\n")
+    temporary.rename(target)
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over the teacher's files."""
+    digests = [file_digest(folder / name)[1] for name in FILES]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def recorded_fingerprint(folder: Path) -> str:
+    return json.loads((folder / "origin.json").read_text(encoding="utf-8"))["fingerprint"]
+
+
+def load(workdir: Path, mesh: jax.sharding.Mesh) -> tuple[Teacher, Variables]:
+    """The teacher in `workdir/teacher/`: its functions, and its variables sharded by the rules of the state.
+
+    UserError when its files are not those that were adopted.
+    """
+    folder = workdir / "teacher"
+    if fingerprint(folder) != recorded_fingerprint(folder):
+        raise UserError(f"the files in {folder} have changed since the run began; restore them or start a new run.")
+    experiment = read_config(folder).experiment
+    spec, statistics = read_data_description(folder)
+    method = build_method(Context(experiment, spec, statistics, Schedule(1, 1.0)), for_inference=True)
+    variables = read_weights(folder / "weights.safetensors")
+    placed = jax.device_put(variables, infer_sharding(mesh, variables))
+    return Teacher(method, experiment, spec, statistics), placed
+
+
+def read_weights(path: Path) -> Variables:
+    from safetensors.numpy import load_file
+
+    tree: dict[str, Any] = {"params": {}, "stats": {}}
+    for name, array in load_file(path).items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = array
+    return Variables(tree["params"], tree["stats"], {})
+
+
+def warm_start(state: Any, run: Path, mesh: jax.sharding.Mesh, say=print) -> Any:
+    """`state` with the parameters and statistics of `run` wherever path and shape agree.
+
+    Where the classes differ, the leaves whose last axis is the class count (the heads) keep their fresh values; any
+    other difference is a UserError that names the first leaf.
+    """
+    source = restore_run(run, mesh, say=say)
+    classes = source.spec.num_classes
+    fresh: list[str] = []
+
+    def merge(new: Tree, old: Tree, what: str) -> Tree:
+        old_leaves, new_leaves = flatten(old), flatten(new)
+        for name in old_leaves.keys() ^ new_leaves.keys():
+            raise UserError(f"{run} has another network than this experiment: {what}/{name} is in only one of them.")
+
+        def leaf(path: Any, value: jax.Array) -> jax.Array:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            theirs = old_leaves[name]
+            if theirs.shape == value.shape:
+                return jax.device_put(theirs, value.sharding)
+            if theirs.shape[:-1] == value.shape[:-1] and theirs.shape[-1] == classes:
+                fresh.append(name)
+                return value
+            raise UserError(
+                f"{run} has another network than this experiment: {what}/{name} has shape {theirs.shape} there and "
+                f"{value.shape} here."
+            )
+
+        return jax.tree_util.tree_map_with_path(leaf, new)
+
+    params, stats = merge(state.params, source.params, "params"), merge(state.stats, source.stats, "stats")
+    say(f"started from {run} ({source.checkpoint})" + (f"; fresh: {', '.join(fresh)}" if fresh else ""))
+    ema = None if state.ema is None else jax.tree.map(lambda p: p.copy(), params)
+    return state.replace(params=params, stats=stats, ema=ema)
