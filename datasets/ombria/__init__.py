@@ -1,0 +1,1 @@
+"""OMBRIA: flood mapping from pairs of Sentinel-1 and Sentinel-2 tiles, before and after."""

@@ -1,0 +1,116 @@
+"""Statistics of a built data set: one streaming pass over the training split, and a checksum of every record file.
+
+Integer bands are summed exactly, so that the same records give the same `stats.json`, and so the same fingerprint,
+on every machine; float bands are merged tile by tile in float64.
+"""
+
+import hashlib
+import math
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from sarjax.data.store import SPEC_FILE, STATISTICS_FILE, Dataset, open_directory
+from sarjax.errors import UserError
+from sarjax.spec import BandStatistics, Statistics
+
+
+class Moments:
+    """Running count, mean, spread and range per band of valid pixels."""
+
+    def __init__(self, bands: int):
+        self.count = 0
+        self.minimum = np.full(bands, np.inf)
+        self.maximum = np.full(bands, -np.inf)
+        self._sum = [0] * bands  # exact integers
+        self._squares = [0] * bands
+        self._mean = np.zeros(bands)
+        self._m2 = np.zeros(bands)
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Adds pixels (n, c) of an integer or float dtype."""
+        n = len(pixels)
+        if not n:
+            return
+        self.minimum = np.minimum(self.minimum, pixels.min(0))
+        self.maximum = np.maximum(self.maximum, pixels.max(0))
+        if pixels.dtype.kind in "iu":
+            wide = pixels.astype(np.int64)
+            self._sum = [a + int(b) for a, b in zip(self._sum, wide.sum(0), strict=True)]
+            self._squares = [a + int(b) for a, b in zip(self._squares, (wide * wide).sum(0), strict=True)]
+        else:
+            # Chan et al. 1979: the sum of squares would cancel for a band far from 0.
+            wide = pixels.astype(np.float64)
+            mean = wide.mean(0)
+            delta, total = mean - self._mean, self.count + n
+            self._m2 += ((wide - mean) ** 2).sum(0) + delta**2 * (self.count * n / total)
+            self._mean += delta * (n / total)
+        self.count += n
+
+    def result(self) -> BandStatistics:
+        n = max(self.count, 1)
+        if any(self._squares):
+            mean = [s / n for s in self._sum]
+            std = [math.sqrt(n * q - s * s) / n for s, q in zip(self._sum, self._squares, strict=True)]
+        else:
+            mean, std = self._mean.tolist(), np.sqrt(self._m2 / n).tolist()
+        low, high = (np.where(np.isfinite(x), x, 0.0).tolist() for x in (self.minimum, self.maximum))
+        return BandStatistics(tuple(mean), tuple(std), tuple(low), tuple(high), self.count)
+
+
+def compute(dataset: Dataset, progress: Callable[[str, int, int], None] | None = None) -> Statistics:
+    """The statistics of `dataset`: bands and classes of its train split, tiles and checksums of all splits."""
+    spec = dataset.spec
+    if "train" not in dataset.splits:
+        raise UserError(f"{dataset.directory} has no train split, only {', '.join(dataset.splits) or 'none'}.")
+    moments = {m.name: Moments(len(m.bands)) for m in spec.modalities}
+    classes = np.zeros(256, np.int64)
+    train = dataset.split("train")
+    for i, tile in enumerate(train):
+        for name, m in moments.items():
+            m.add(tile[name][tile[f"{name}_valid"] > 0])
+        classes += np.bincount(tile["label"].ravel(), minlength=256)
+        if progress:
+            progress("statistics", i + 1, len(train))
+    return Statistics(
+        bands={name: m.result() for name, m in moments.items()},
+        class_pixels=tuple(int(n) for n in classes[: spec.num_classes]),
+        tiles={name: len(dataset.split(name)) for name in dataset.splits},
+        records={path.name: _sha256(path) for path in record_files(dataset.directory)},
+    )
+
+
+def recompute(directory: str | os.PathLike, progress: Callable[[str, int, int], None] | None = None) -> Statistics:
+    """`sarjax data stats DIR`: computes the statistics of the records in `directory` and replaces its stats.json."""
+    dataset = open_directory(directory, need_statistics=False)
+    statistics = compute(dataset, progress)
+    write_beside(dataset.directory, STATISTICS_FILE, statistics.to_json())
+    return statistics
+
+
+def write_beside(directory: Path, name: str, text: str) -> None:
+    """Writes directory/name in one move; UserError when it may not."""
+    temporary = directory / f".{name}.{secrets.token_hex(4)}"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, directory / name)
+    except OSError as e:
+        raise UserError(f"cannot write {directory / name}: {e.strerror}; a writable folder is needed.") from e
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def record_files(directory: Path) -> list[Path]:
+    """The record shards in `directory`, sorted by name."""
+    return sorted(directory.glob("*.array_record-*"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+__all__ = ["SPEC_FILE", "STATISTICS_FILE", "compute", "recompute", "record_files", "write_beside"]

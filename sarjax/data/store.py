@@ -1,0 +1,166 @@
+"""Built records: opening them, and reading tiles by random access.
+
+Reading needs the records, `spec.json` and `stats.json`; neither the builder's code nor rasterio nor TensorFlow.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sarjax.errors import UserError, unknown
+from sarjax.spec import DatasetSpec, Statistics
+
+SPEC_FILE, STATISTICS_FILE, INFO_FILE = "spec.json", "stats.json", "dataset_info.json"
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+class Split(Sequence):
+    """The tiles of one split, in the order of the records: `split[i]` is a dict of arrays in the stored dtype.
+
+    `id` () int32, `m` (t, h, w, c) and `m_valid` (t, h, w) uint8 for each modality m asked for, `label` (h, w) uint8.
+    Arrays are read-only. Modalities that were not asked for are not decoded. Safe to read from many threads.
+    """
+
+    def __init__(self, builder: Any, name: str, modalities: Sequence[str]):
+        import tensorflow_datasets as tfds
+
+        self.split = name
+        self.keys = ("id", *(key for m in modalities for key in (m, f"{m}_valid")), "label")
+        features = builder.info.features
+        # A parser of fewer features skips the others' bytes: that is what TFDS's PartialDecoding does under
+        # TensorFlow and its data sources do not.
+        self._features = tfds.features.FeaturesDict({key: features[key] for key in self.keys})
+        self._name_only = tfds.features.FeaturesDict({"name": features["name"]})
+        self._dtypes = {key: features[key].np_dtype for key in self.keys}
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        self._source = builder.as_data_source(name, deserialize_method=raw)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
+        tile = self._features.deserialize_example_np(self._record(index))
+        return {key: np.asarray(tile[key], self._dtypes[key]) for key in self.keys}
+
+    def name(self, index: int) -> str:
+        """The name of tile `index`: for a scene's tile, the scene and where in it."""
+        return self._name_only.deserialize_example_np(self._record(index))["name"].decode()
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of all tiles; reads every record once."""
+        return tuple(self.name(i) for i in range(len(self)))
+
+    def _record(self, index: Any) -> bytes:
+        i = index.__index__()
+        n = len(self._source)
+        if not -n <= i < n:
+            raise IndexError(f"tile {i} of split {self.split!r}, which has {n}")
+        return self._source[i % n]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A built data set. fingerprint: of spec and statistics, which holds the checksum of every record file."""
+
+    spec: DatasetSpec
+    statistics: Statistics | None
+    directory: Path
+    fingerprint: str
+
+    @functools.cached_property
+    def _builder(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        return tfds.builder_from_directory(os.fspath(self.directory))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._builder.info.splits)
+
+    def split(self, name: str, modalities: Sequence[str] | None = None) -> Split:
+        """The split `name`, with only `modalities` (None = all); UserError for a name that is not there."""
+        if name not in self.splits:
+            raise unknown(f"split of {self.spec.name}", name, self.splits)
+        for m in modalities or ():
+            if m not in self.spec.modality_names:
+                raise unknown(f"modality of {self.spec.name}", m, self.spec.modality_names)
+        return Split(self._builder, name, self.spec.modality_names if modalities is None else modalities)
+
+
+def data_root(data_dir: str | os.PathLike | None = None) -> Path:
+    """Where built data sets are: `data_dir`, else $SARJAX_DATA_DIR, else ~/sarjax_data."""
+    return Path(data_dir or os.environ.get("SARJAX_DATA_DIR") or "~/sarjax_data").expanduser()
+
+
+def open_dataset(name: str, config: str = "", data_dir: str | os.PathLike | None = None) -> Dataset:
+    """The newest version of the built data set `name` under `data_root(data_dir)`.
+
+    config: "" = the builder's default. Raises UserError, saying what is there and how to build it, if it is not.
+    """
+    directory = find(name, config, data_dir)
+    if directory is None:
+        root, option = data_root(data_dir), f" --config {config}" if config else ""
+        there = ", ".join(available(root)) or "nothing"
+        raise UserError(
+            f"no data set {name!r}{f' ({config})' if config else ''} in {root}, where there is {there}: build it with "
+            f"`sarjax data build {name}{option} --source DIR --out {root}`."
+        )
+    return open_directory(directory)
+
+
+def open_directory(path: str | os.PathLike, need_statistics: bool = True) -> Dataset:
+    """The data set whose records lie in `path`; UserError if that is not such a folder."""
+    path = Path(path).absolute()
+    for name in (INFO_FILE, SPEC_FILE):
+        if not (path / name).is_file():
+            raise UserError(
+                f"{path} holds no built data set ({name} is missing): make one with "
+                "`sarjax data build NAME --source DIR`."
+            )
+    texts = [(path / SPEC_FILE).read_text(encoding="utf-8")]
+    statistics = None
+    try:
+        spec = DatasetSpec.from_json(texts[0])
+        if (path / STATISTICS_FILE).is_file():
+            texts.append((path / STATISTICS_FILE).read_text(encoding="utf-8"))
+            statistics = Statistics.from_json(texts[1])
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path / SPEC_FILE} or {STATISTICS_FILE} is damaged ({e}): build the data set again.") from e
+    if need_statistics:
+        if statistics is None:
+            raise UserError(f"{path} has no {STATISTICS_FILE}: make it with `sarjax data stats {path}`.")
+        missing = [name for name in statistics.records if not (path / name).is_file()]
+        if missing:
+            raise UserError(f"{path / missing[0]} is missing: build the data set again, or copy all of its files.")
+    fingerprint = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    return Dataset(spec, statistics, path, fingerprint)
+
+
+def find(name: str, config: str = "", data_dir: str | os.PathLike | None = None) -> Path | None:
+    """The folder of the newest version of a built data set, or None."""
+    folder = data_root(data_dir) / name
+    default = folder / ".config" / "metadata.json"
+    if not config and default.is_file():
+        config = json.loads(default.read_text(encoding="utf-8"))["default_config_name"]
+    folder = folder / config if config else folder
+    versions = [p for p in folder.iterdir() if _is_built(p)] if folder.is_dir() else []
+    return max(versions, key=lambda p: tuple(map(int, p.name.split("."))), default=None)
+
+
+def available(root: Path) -> list[str]:
+    """Names of the built data sets under `root`, with their configuration where they have one."""
+    built = [p for pattern in ("[!.]*/*", "[!.]*/*/*") for p in root.glob(pattern) if _is_built(p)]
+    return sorted({p.parent.relative_to(root).as_posix() for p in built})
+
+
+def _is_built(path: Path) -> bool:
+    return bool(_VERSION.fullmatch(path.name)) and (path / INFO_FILE).is_file()
