@@ -1,10 +1,7 @@
 """One confusion matrix, counted exactly on device; every metric is derived from it."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Int, Num
 
 from sarjax.spec import IGNORE_LABEL
 
@@ -58,18 +55,3 @@ def confusion_matrix(
     A test set has more, so add batches up on the host in int64 (`sarjax.evaluate.evaluator` does).
     """
     return jnp.sum(confusion_per_row(prediction, label, row_valid, num_classes, ignore_label=ignore_label), axis=0)
-
-
-def make_count_step(
-    predict: Callable[[Any, Any, Mapping[str, Array]], Float[Array, "b h w k"]], num_classes: int
-) -> Callable[[Any, Any, Mapping[str, Array]], Int[Array, "b k k"]]:
-    """(params, stats, batch) -> (b, k, k) int32, a pure function: jit it with shardings of your own.
-
-    predict: (params, stats, batch) -> logits, as a method's head has it. A batch without `row_valid` has no padding.
-    """
-
-    def count_step(params, stats, batch):
-        logits = predict(params, stats, batch)
-        return confusion_per_row(logits, batch["label"], batch.get("row_valid"), num_classes)
-
-    return count_step

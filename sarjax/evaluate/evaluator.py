@@ -35,12 +35,13 @@ class Evaluation:
         return tile_mean(list(self.per_tile.values()), len(self.confusion))
 
     def scalars(self, spec: DatasetSpec) -> dict[str, float]:
-        """What a logger plots: oa, kappa, fwiou, macro averages, and F1 and IoU per class, pooled and by tile.
+        """What a logger plots, nan where undefined.
 
-        Keys: "oa", "miou", "macro_f1", "iou/<class>", "tile_mean_iou/<class>", and so on; nan where undefined.
+        Pooled: "pixel_accuracy", "kappa", "fwiou", "miou", "macro_precision", "macro_recall", "macro_f1",
+        "iou/<class>", "f1/<class>". Means over tiles: "tile_mean_iou/<class>", "tile_mean_f1/<class>".
         """
         pooled, tiles = self.metrics(spec), self.tile_mean()
-        out = {"oa": pooled.oa, "kappa": pooled.kappa, "fwiou": pooled.fwiou, "miou": pooled.macro["iou"]}
+        out = {"pixel_accuracy": pooled.oa, "kappa": pooled.kappa, "fwiou": pooled.fwiou, "miou": pooled.macro["iou"]}
         out |= {f"macro_{name}": pooled.macro[name] for name in ("precision", "recall", "f1")}
         for index, name in enumerate(spec.class_names):
             out |= {f"iou/{name}": float(pooled.iou[index]), f"f1/{name}": float(pooled.f1[index])}
@@ -51,31 +52,28 @@ class Evaluation:
         return out
 
 
-def evaluate(predict: Callable[[Batch], Float[Array, "b h w k"]], batches: Iterable[Batch]) -> Evaluation:
-    """Evaluates `predict`, jitted by the caller, on batches with `label`, `row_valid` and `id`.
+def make_count_step(
+    predict: Callable[[Any, Any, Batch], Float[Array, "b h w k"]], num_classes: int
+) -> Callable[[Any, Any, Batch], Int[Array, "b k k"]]:
+    """(params, stats, batch) -> (b, k, k) int32, a pure function: jit it with shardings of your own.
 
-    Raises:
-      ValueError: there is not a single batch, so the number of classes is unknown.
+    predict: (params, stats, batch) -> logits, as a method's head has it. A batch without `row_valid` has no padding.
     """
-    count = jax.jit(_count, static_argnames="num_classes")
 
-    def step(batch):
-        logits = predict(batch)
-        return count(logits, batch["label"], batch.get("row_valid"), num_classes=logits.shape[-1])
+    def count_step(params, stats, batch):
+        logits = predict(params, stats, batch)
+        return confusion_per_row(logits, batch["label"], batch.get("row_valid"), num_classes)
 
-    return evaluate_counts(step, batches)
-
-
-def _count(logits, label, row_valid, num_classes):
-    return confusion_per_row(logits, label, row_valid, num_classes)
+    return count_step
 
 
-def evaluate_counts(count: Callable[[Batch], Int[Array, "b k k"]], batches: Iterable[Batch]) -> Evaluation:
-    """Evaluates with the counting done by the caller: `count(batch)` -> (b, k, k), as `make_count_step` makes it.
+def evaluate(count: Callable[[Batch], Int[Array, "b k k"]], batches: Iterable[Batch]) -> Evaluation:
+    """Adds up `count(batch)` -> (b, k, k) over batches, e.g. `partial(jit(make_count_step(...)), params, stats)`.
 
-    Rows with `row_valid` 0 are left out; rows that share an id add up. Sums are int64 on the host: int32 would
-    overflow at 2^31 pixels, which a split of large scenes has, and float32 would stop counting at 2^24. Every process
-    of a multi-process run gets the whole result.
+    A batch has `id` and, if it may be padded, `row_valid`, besides what `count` reads. Rows with `row_valid` 0 are
+    left out; rows that share an id add up. Sums are int64 on the host: int32 would overflow at 2^31 pixels, which a
+    split of large scenes has, and float32 would stop counting at 2^24. Every process of a multi-process run gets the
+    whole result.
 
     Raises:
       ValueError: there is not a single batch.
@@ -91,7 +89,7 @@ def evaluate_counts(count: Callable[[Batch], Int[Array, "b k k"]], batches: Iter
                 per_tile[tile] = per_tile[tile] + matrix if tile in per_tile else matrix
         return counts.shape[-1]
 
-    pending, num_classes = None, 0
+    pending = None
     for batch in batches:
         # One step behind, so that the device never waits for the host.
         counts = count(batch)

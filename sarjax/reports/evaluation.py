@@ -1,0 +1,315 @@
+"""An evaluation on paper: table, CSV, JSON, confusion matrix, panels of tiles, and a run's curves.
+
+Everything is drawn from `Evaluation` or from a run's own files, so anyone can draw it again. matplotlib is imported
+when something is drawn, never before.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer, Num
+from rich.table import Table
+
+from sarjax.evaluate.evaluator import Evaluation
+from sarjax.evaluate.metrics import PER_CLASS
+from sarjax.spec import IGNORE_LABEL, DatasetSpec, ModalitySpec
+
+COLUMNS = ("class", "pixels", *PER_CLASS, "tile_mean_f1", "tile_mean_iou", "tiles")
+NO_DATA = (235, 235, 235)
+IGNORED = (255, 255, 255)
+
+
+def to_dict(evaluation: Evaluation, spec: DatasetSpec) -> dict[str, Any]:
+    """All metrics and counts as plain JSON values; what is undefined is None. `from_dict` reads the counts back."""
+    pooled, tiles = evaluation.metrics(spec), evaluation.tile_mean()
+    per_class = {
+        name: {
+            "pixels": int(pooled.support[i]),
+            **{metric: _plain(getattr(pooled, metric)[i]) for metric in PER_CLASS},
+            "tile_mean_f1": _plain(tiles.f1[i]),
+            "tile_mean_iou": _plain(tiles.iou[i]),
+            "tiles": int(tiles.tiles[i]),
+        }
+        for i, name in enumerate(spec.class_names)
+    }
+    return {
+        "dataset": spec.name,
+        "macro_classes": [spec.class_names[i] for i in spec.macro_classes],
+        "pooled": {
+            "pixel_accuracy": _plain(pooled.oa),
+            "kappa": _plain(pooled.kappa),
+            "fwiou": _plain(pooled.fwiou),
+            "macro": {name: _plain(v) for name, v in pooled.macro.items()},
+            "macro_zero": {name: _plain(v) for name, v in pooled.macro_zero.items()},
+        },
+        "classes": per_class,
+        "confusion": evaluation.confusion.tolist(),
+        "per_tile": {str(tile): matrix.tolist() for tile, matrix in evaluation.per_tile.items()},
+    }
+
+
+def from_dict(d: Mapping[str, Any]) -> Evaluation:
+    """The evaluation whose `to_dict` is d."""
+    per_tile = {int(tile): np.asarray(matrix, np.int64) for tile, matrix in d["per_tile"].items()}
+    return Evaluation(np.asarray(d["confusion"], np.int64), per_tile)
+
+
+def write_json(path: Path, evaluation: Evaluation, spec: DatasetSpec) -> None:
+    """`to_dict` as a file, written atomically."""
+    _write(path, (json.dumps(to_dict(evaluation, spec)) + "\n").encode())
+
+
+def read_json(path: Path) -> Evaluation:
+    """The evaluation that `write_json` wrote."""
+    return from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def write_csv(path: Path, evaluation: Evaluation, spec: DatasetSpec) -> None:
+    """A line per class and one, "macro", of the averages over the macro classes; empty cells are undefined.
+
+    Written atomically. precision to iou: one pooled confusion matrix. tile_mean_*: means over the `tiles` tiles that
+    hold the class in truth or prediction.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in _rows(evaluation, spec):
+        writer.writerow(["" if v is None else f"{v:.6f}" if isinstance(v, float) else v for v in row])
+    _write(path, text.getvalue().encode())
+
+
+def table(evaluation: Evaluation, spec: DatasetSpec, title: str = "") -> Table:
+    """A rich table of the metrics per class and their macro averages; the caption holds what is not per class."""
+    pooled = evaluation.metrics(spec)
+    caption = (
+        f"pixel accuracy {_four(pooled.oa)}   kappa {_four(pooled.kappa)}   mIoU {_four(pooled.macro['iou'])}   "
+        f"fwIoU {_four(pooled.fwiou)}\nprecision to IoU: one confusion matrix over {len(evaluation.per_tile)} tiles; "
+        "tile F1, tile IoU: means over the tiles that hold the class"
+    )
+    excluded = [name for i, name in enumerate(spec.class_names) if i not in spec.macro_classes]
+    if excluded:
+        caption += f"; macro without {', '.join(excluded)}"
+    out = Table(title=title or spec.name, caption=caption, caption_justify="left")
+    for column in ("class", "pixels", "precision", "recall", "F1", "IoU", "tile F1", "tile IoU", "tiles"):
+        out.add_column(column, justify="left" if column == "class" else "right")
+    rows = _rows(evaluation, spec)
+    for row in rows:
+        if row is rows[-1]:
+            out.add_section()
+        out.add_row(*(v if isinstance(v, str) else f"{v:,}" if isinstance(v, int) else _four(v) for v in row))
+    return out
+
+
+def _rows(evaluation: Evaluation, spec: DatasetSpec) -> list[list[Any]]:
+    d = to_dict(evaluation, spec)
+    macro = d["pooled"]["macro"]
+    tiles = {
+        key: _plain(np.mean(values)) if values else None
+        for key in ("tile_mean_f1", "tile_mean_iou")
+        for values in [[v for i in spec.macro_classes if (v := d["classes"][spec.class_names[i]][key]) is not None]]
+    }
+    pixels = sum(values["pixels"] for values in d["classes"].values())
+    return [
+        *([name, *(values[column] for column in COLUMNS[1:])] for name, values in d["classes"].items()),
+        ["macro", pixels, *(macro[name] for name in PER_CLASS), *tiles.values(), len(evaluation.per_tile)],
+    ]
+
+
+def _plain(x: float) -> float | None:
+    return float(x) if math.isfinite(x) else None
+
+
+def _four(x: float | None) -> str:
+    return "-" if x is None or not math.isfinite(x) else f"{x:.4f}"
+
+
+def confusion_png(path: Path, confusion: Integer[np.ndarray, "k k"], class_names: Sequence[str]) -> None:
+    """The confusion matrix: colour = share of the true class (rows add up to 1), text = that share and the count."""
+    plt = _pyplot()
+    k = len(class_names)
+    support = confusion.sum(1, keepdims=True)
+    share = np.divide(confusion, support, out=np.full((k, k), np.nan), where=support > 0)
+    fig, ax = plt.subplots(figsize=(2.2 + 0.95 * k, 1.4 + 0.8 * k), layout="constrained")
+    colours = plt.get_cmap("Blues").with_extremes(bad="#eeeeee")
+    shown = ax.imshow(share, cmap=colours, vmin=0, vmax=1, aspect="auto")
+    for i in range(k):
+        for j in range(k):
+            text = (
+                f"{_count(confusion[i, j])}"
+                if np.isnan(share[i, j])
+                else f"{share[i, j]:.3f}\n{_count(confusion[i, j])}"
+            )
+            ax.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.55 else "black")
+    ax.set_xticks(range(k), class_names, rotation=45 if k > 3 else 0, ha="right" if k > 3 else "center")
+    ax.set_yticks(range(k), class_names)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("truth")
+    fig.colorbar(shown, ax=ax, label="share of the true class", fraction=0.05)
+    _save(path, fig)
+
+
+def _count(n: int) -> str:
+    n = int(n)
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if n >= 10 * size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n:,}"
+
+
+def panels(
+    path: Path,
+    tiles: Sequence[Mapping[str, Num[np.ndarray, "..."]]],
+    predictions: Mapping[str, Sequence[Integer[np.ndarray, "h w"]]],
+    spec: DatasetSpec,
+    row_names: Sequence[str] = (),
+) -> None:
+    """A row per tile: the images of every modality and date that it holds, the truth, and each prediction.
+
+    Images are stretched for display between their 2nd and 98th percentile, intensity and amplitude in dB first; three
+    bands or more show the first three as red, green, blue, fewer the first in grey. Grey, flat areas have no data.
+
+    Args:
+      path: of the PNG.
+      tiles: rows of a batch, without the batch axis: `<modality>` (t, h, w, c), `<modality>_valid`, `label` (h, w).
+      predictions: {title: class indices (h, w) per tile}.
+      spec: of the data set: modalities, class names, colours.
+      row_names: written beside the rows, e.g. tile ids.
+    """
+    plt = _pyplot()
+    columns = [
+        (name, date) for name in spec.modality_names if name in tiles[0] for date in range(tiles[0][name].shape[0])
+    ]
+    titles = [name if spec.dates == 1 else f"{name}, date {date + 1}" for name, date in columns]
+    titles += ["truth", *predictions]
+    height = max(tile["label"].shape[0] / tile["label"].shape[1] for tile in tiles)
+    fig, axes = plt.subplots(
+        len(tiles),
+        len(titles),
+        figsize=(1.9 * len(titles) + 0.3, 1.9 * height * len(tiles) + 0.8),
+        squeeze=False,
+        layout="constrained",
+    )
+    for number, (tile, line) in enumerate(zip(tiles, axes, strict=True)):
+        pictures = [
+            display(tile[name][date], tile[f"{name}_valid"][date], spec.modality(name)) for name, date in columns
+        ]
+        pictures += [paint(labels, spec) for labels in (tile["label"], *(p[number] for p in predictions.values()))]
+        for ax, picture, title in zip(line, pictures, titles, strict=True):
+            ax.imshow(picture, interpolation="nearest")
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if number == 0:
+                ax.set_title(title, fontsize=9)
+        if row_names:
+            line[0].set_ylabel(str(row_names[number]), fontsize=9)
+    entries = list(zip(spec.class_names, spec.palette, strict=True))
+    if any((tile["label"] == IGNORE_LABEL).any() for tile in tiles):
+        entries.append(("ignored", IGNORED))
+    patches = [plt.Rectangle((0, 0), 1, 1, fc=np.array(c) / 255, ec="black", lw=0.5, label=n) for n, c in entries]
+    fig.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 8), fontsize=8, frameon=False)
+    _save(path, fig)
+
+
+def paint(labels: Integer[np.ndarray, "h w"], spec: DatasetSpec) -> Integer[np.ndarray, "h w 3"]:
+    """Class indices as colours of the data set, uint8; what is no class is white."""
+    colours = np.full((256, 3), IGNORED, np.uint8)
+    colours[: spec.num_classes] = spec.palette
+    return colours[np.asarray(labels, np.uint8)]
+
+
+def display(
+    image: Num[np.ndarray, "h w c"], valid: Integer[np.ndarray, "h w"], modality: ModalitySpec
+) -> Integer[np.ndarray, "h w 3"]:
+    """One date of one modality as uint8 RGB, each band stretched between its 2nd and 98th percentile."""
+    keep = np.asarray(valid) > 0
+    shown = []
+    for number in (0, 1, 2) if image.shape[-1] >= 3 else (0, 0, 0):
+        band = np.asarray(image[..., number], np.float64)
+        if modality.bands[number].radiometry in ("intensity", "amplitude"):
+            band = np.log10(np.maximum(band, 1e-6))
+        low, high = np.percentile(band[keep], (2, 98)) if keep.any() else (0.0, 1.0)
+        shown.append(np.clip((band - low) / max(high - low, 1e-9), 0, 1) * 255)
+    return np.where(keep[..., None], np.round(np.stack(shown, -1)), NO_DATA).astype(np.uint8)
+
+
+def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
+    """Training loss, and metrics on the validation split, over steps.
+
+    rows: of metrics.jsonl, in order: training rows have `loss`, evaluations `val/...`; None (not finite) is a gap.
+    Shown of the latter: mIoU, pixel accuracy and the IoU per class, pooled.
+    """
+    plt = _pyplot()
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    loss = _series(rows, "loss")
+    left.plot(*loss, color="0.75", lw=1)
+    if len(loss[0]) >= 10:
+        width = max(3, len(loss[0]) // 20)
+        left.plot(*_running_mean(*loss, width), color="C0", lw=1.6, label=f"mean of {width} rows")
+        left.legend(frameon=False, fontsize=8)
+    left.set_title("training loss", fontsize=10)
+    names = [k for row in rows for k in row if k.startswith("val/iou/")]
+    shown = {"val/miou": "mIoU", "val/pixel_accuracy": "pixel accuracy"}
+    shown |= {name: f"IoU {name.removeprefix('val/iou/')}" for name in dict.fromkeys(names)}
+    for name, label in shown.items():
+        x, y = _series(rows, name)
+        if len(x):
+            strong = name in ("val/miou", "val/pixel_accuracy")
+            right.plot(x, y, marker=".", lw=1.8 if strong else 1, ls="-" if strong else "--", label=label)
+    if right.lines:
+        right.set_ylim(0, 1)
+        right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    else:
+        right.text(0.5, 0.5, "no evaluation yet", ha="center", va="center", transform=right.transAxes)
+    right.set_title("validation, pooled", fontsize=10)
+    for ax in (left, right):
+        ax.set_xlabel("step")
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    if title:
+        fig.suptitle(title, fontsize=11)
+    _save(path, fig)
+
+
+def _series(rows, name):
+    found = [(row["step"], row[name]) for row in rows if name in row]
+    x, y = (np.array([r[i] for r in found], np.float64) for i in (0, 1))
+    return x, y
+
+
+def _running_mean(x, y, width):
+    known = ~np.isnan(y)
+    x, y = x[known], y[known]
+    if len(y) < width:
+        return x, y
+    return x[width - 1 :], np.convolve(y, np.ones(width) / width, mode="valid")
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(path: Path, fig: Any) -> None:
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=130)
+    _pyplot().close(fig)
+    _write(path, buffer.getvalue())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Under a temporary name first, so that a reader never sees half a file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)
