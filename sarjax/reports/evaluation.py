@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, Num
+from rich import box
 from rich.table import Table
 
 from sarjax.evaluate.evaluator import Evaluation
-from sarjax.evaluate.metrics import PER_CLASS
+from sarjax.evaluate.metrics import PER_CLASS, nan_mean
 from sarjax.spec import IGNORE_LABEL, DatasetSpec, ModalitySpec
 
 COLUMNS = ("class", "pixels", *PER_CLASS, "tile_mean_f1", "tile_mean_iou", "tiles")
@@ -96,29 +97,23 @@ def table(evaluation: Evaluation, spec: DatasetSpec, title: str = "") -> Table:
     excluded = [name for i, name in enumerate(spec.class_names) if i not in spec.macro_classes]
     if excluded:
         caption += f"; macro without {', '.join(excluded)}"
-    out = Table(title=title or spec.name, caption=caption, caption_justify="left")
+    out = Table(
+        title=title or spec.name, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for column in ("class", "pixels", "precision", "recall", "F1", "IoU", "tile F1", "tile IoU", "tiles"):
-        out.add_column(column, justify="left" if column == "class" else "right")
-    rows = _rows(evaluation, spec)
-    for row in rows:
-        if row is rows[-1]:
-            out.add_section()
-        out.add_row(*(v if isinstance(v, str) else f"{v:,}" if isinstance(v, int) else _four(v) for v in row))
+        out.add_column(column, justify="left" if column == "class" else "right", no_wrap=True)
+    for row in _rows(evaluation, spec):
+        out.add_row(*(v if isinstance(v, str) else _count(v) if isinstance(v, int) else _four(v) for v in row))
     return out
 
 
 def _rows(evaluation: Evaluation, spec: DatasetSpec) -> list[list[Any]]:
     d = to_dict(evaluation, spec)
-    macro = d["pooled"]["macro"]
-    tiles = {
-        key: _plain(np.mean(values)) if values else None
-        for key in ("tile_mean_f1", "tile_mean_iou")
-        for values in [[v for i in spec.macro_classes if (v := d["classes"][spec.class_names[i]][key]) is not None]]
-    }
-    pixels = sum(values["pixels"] for values in d["classes"].values())
+    macro, tiles, chosen = d["pooled"]["macro"], evaluation.tile_mean(), list(spec.macro_classes)
+    tile_macro = [_plain(nan_mean(x[chosen])) for x in (tiles.f1, tiles.iou)]
     return [
         *([name, *(values[column] for column in COLUMNS[1:])] for name, values in d["classes"].items()),
-        ["macro", pixels, *(macro[name] for name in PER_CLASS), *tiles.values(), len(evaluation.per_tile)],
+        ["macro", None, *(macro[name] for name in PER_CLASS), *tile_macro, len(evaluation.per_tile)],
     ]
 
 
@@ -158,7 +153,7 @@ def confusion_png(path: Path, confusion: Integer[np.ndarray, "k k"], class_names
 def _count(n: int) -> str:
     n = int(n)
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
-        if n >= 10 * size:
+        if n >= max(size, 10_000):
             return f"{n / size:.1f} {unit}"
     return f"{n:,}"
 
