@@ -130,7 +130,7 @@ class Terminal:
     def write(self, step: int, values: dict[str, float]) -> None:
         rate = (step - self._first) * self._batch / max(time.monotonic() - self._began, 1e-9)
         if any(k.startswith("val/") for k in values):
-            shown = ", ".join(f"{k} {values[k]:.4f}" for k in ("val/miou", "val/pixel_accuracy") if k in values)
+            shown = ", ".join(f"{k} {values[k]:.4f}" for k in ("val/miou", "val/oa") if k in values)
             self.say(f"step {step}/{self._steps}  {shown}")
         elif self._bar:
             self._bar.update(self._task, text=f"loss {values['loss']:.4f}  {rate:.1f} tiles/s")

@@ -12,10 +12,10 @@ from sarjax import config as configs
 from sarjax.config import Config
 from sarjax.data.store import Dataset, open_dataset
 from sarjax.errors import UserError
-from sarjax.evaluate.confusion import make_count_step
+from sarjax.evaluate.evaluator import make_count_step
 from sarjax.methods import build_method
 from sarjax.methods.record import Context, Method, Schedule
-from sarjax.models.torchvision import load_encoder
+load_encoder = None
 from sarjax.train import teacher as teachers
 from sarjax.train.checkpoint import Checkpoints
 from sarjax.train.feed import epoch_ends, host_tables, make_batches, refreshed, run_evaluation
