@@ -58,6 +58,7 @@ def build(
     configs = [c.name for c in cls.BUILDER_CONFIGS]
     if config and config not in configs:
         raise unknown(f"configuration of {name}", config, configs)
+    config = config or (configs[0] if configs else "")
     source, root = Path(source).expanduser().absolute(), data_root(out).absolute()
     _check_source(source)
     with _workplace(root, f"{name}-{config}" if config else name) as temporary:
