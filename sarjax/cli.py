@@ -24,8 +24,11 @@ def _print_json(value: Any) -> None:
 
 def _devices(host_devices: int = 0) -> None:
     """Sets the number of CPU devices (0 = one per core); has to come before anything else asks jax for devices."""
+    import logging
+
     import jax
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # the checkpoint library warns of what is meant
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jax.config.update("jax_num_cpu_devices", host_devices or cores)
 
@@ -129,14 +132,16 @@ def evaluate(
     """
     manifest = run / "manifest.json"
     _devices(_read_json(manifest).get("host_devices", 0) if manifest.is_file() else 0)
-    from sarjax.reports.evaluation import table, to_json
+    from sarjax.reports.evaluation import table, to_dict
     from sarjax.reports.run import evaluate_run
 
     result = evaluate_run(run, split=split, checkpoint=checkpoint, ema=ema, head=head, data_dir=data_dir, say=_note)
     if json:
-        _print_json(to_json(result.evaluation, result.spec) | {"run": str(run), "split": split, "step": result.step})
+        _print_json({"run": str(run), "split": split, "step": result.step} | to_dict(result.evaluation, result.spec))
     else:
-        print(table(result.evaluation, result.spec))
+        from rich.console import Console
+
+        Console().print(table(result.evaluation, result.spec, f"{run}, {split}, step {result.step}"))
     _note(f"written: {', '.join(str(p) for p in result.files)}")
 
 

@@ -40,10 +40,12 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, keep: int = 2, say: Callable[[str], None] = print, read_only: bool = False):
         self.directory, self.say = Path(directory).resolve(), say
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=not read_only, read_only=read_only, cleanup_tmp_directories=not read_only
-        )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        if read_only:
+            options = ocp.CheckpointManagerOptions(save_interval_steps=0, create=False, read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         self._leader = jax.process_index() == 0 and not read_only
 
     def steps(self) -> list[int]:
@@ -112,7 +114,8 @@ class Checkpoints:
 
     def stored(self, step: int) -> Any:
         """Shapes and dtypes of the saved state as plain nested dicts and lists, read from the files."""
-        return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), self._manager.item_metadata(step).state)
+        tree = self._manager.item_metadata(step).state.tree
+        return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), tree)
 
     def fault(self, step: int) -> str | None:
         """What is wrong with the files of a step; None when they are as written."""

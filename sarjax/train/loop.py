@@ -15,7 +15,7 @@ from sarjax.errors import UserError
 from sarjax.evaluate.evaluator import make_count_step
 from sarjax.methods import build_method
 from sarjax.methods.record import Context, Method, Schedule
-load_encoder = None
+from sarjax.models.torchvision import load_encoder
 from sarjax.train import teacher as teachers
 from sarjax.train.checkpoint import Checkpoints
 from sarjax.train.feed import epoch_ends, host_tables, make_batches, refreshed, run_evaluation

@@ -1,0 +1,164 @@
+"""Tables and pictures of a run, made from the run's own files."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sarjax.errors import UserError, unknown
+from sarjax.evaluate.evaluator import Evaluation
+from sarjax.spec import DatasetSpec
+
+
+class EvaluatedRun(NamedTuple):
+    """What `sarjax eval` found, at which step, and the files it wrote."""
+
+    evaluation: Evaluation
+    spec: DatasetSpec
+    step: int
+    files: tuple[Path, ...]
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    split: str = "val",
+    checkpoint: str = "best",
+    ema: bool = False,
+    head: str = "",
+    data_dir: str = "",
+    say: Callable[[str], None] = print,
+) -> EvaluatedRun:
+    """Evaluates a run on `split` and writes RUN/eval/<split>-<checkpoint>.{json,csv,png}.
+
+    A look at the test split is written to the manifest before it happens. UserError for data other than the run's own.
+    """
+    import jax
+
+    from sarjax.config import Mesh
+    from sarjax.data.store import open_dataset
+    from sarjax.evaluate.evaluator import make_count_step
+    from sarjax.reports.evaluation import confusion_png, write_csv, write_json
+    from sarjax.train.feed import run_evaluation
+    from sarjax.train.mesh import make_mesh, replicated
+    from sarjax.train.run import read_config, read_manifest, restore_run, write_manifest
+
+    mesh = make_mesh(Mesh())
+    experiment, execution = (c := read_config(run)).experiment, c.execution
+    dataset = open_dataset(experiment.data.name, experiment.data.config, data_dir or execution.data_dir)
+    if split not in dataset.splits:
+        raise unknown(f"split of {dataset.spec.name}", split, dataset.splits)
+    if dataset.fingerprint != experiment.data.fingerprint:
+        raise UserError(
+            f"{dataset.directory} is not what {run} was trained on (fingerprint {dataset.fingerprint}, not "
+            f"{experiment.data.fingerprint}); the records of that build would be accepted (--data-dir)."
+        )
+    restored = restore_run(run, mesh, checkpoint=checkpoint, ema=ema, say=say)
+    heads = restored.method.heads
+    name = head or next(iter(heads))
+    if name not in heads:
+        raise unknown(f"head of {run}", name, heads)
+    if split == "test":
+        manifest = read_manifest(run)
+        look = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "checkpoint": restored.checkpoint,
+            "ema": ema,
+            "head": name,
+        }
+        manifest.setdefault("test_looks", []).append(look)
+        write_manifest(run, manifest)
+        say(f"look {len(manifest['test_looks'])} of this run at the test split, noted in its manifest")
+    count = jax.jit(make_count_step(heads[name].predict, dataset.spec.num_classes), out_shardings=replicated(mesh))
+    evaluation = run_evaluation(
+        count, heads[name], restored.params, restored.stats, dataset, split, restored.config, mesh
+    )
+
+    folder = run / "eval"
+    folder.mkdir(exist_ok=True)
+    stem = "-".join([split, checkpoint, *(["ema"] if ema else []), *([head] if head else [])])
+    files = tuple(folder / f"{stem}.{kind}" for kind in ("json", "csv", "png"))
+    write_json(files[0], evaluation, dataset.spec)
+    write_csv(files[1], evaluation, dataset.spec)
+    confusion_png(files[2], evaluation.confusion, dataset.spec.class_names)
+    return EvaluatedRun(evaluation, dataset.spec, restored.step, files)
+
+
+def describe(run: Path) -> dict[str, Any]:
+    """What a run is and how far it came, from its config, manifest and metrics."""
+    from sarjax.train.loggers import read_metrics
+    from sarjax.train.run import read_config, read_manifest
+
+    config, manifest = read_config(run), read_manifest(run)
+    e = config.experiment
+    rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+    trained = [row for row in rows if "loss" in row]
+    validated = [row for row in rows if row.get("val/miou") is not None]
+    facts: dict[str, Any] = {
+        "run": str(run),
+        "recipe": config.recipe,
+        "data": f"{e.data.name} ({e.data.fingerprint})",
+        "inputs": " + ".join(e.inputs.modalities),
+        "network": e.network.NAME,
+        "method": e.method.NAME,
+        "seed": e.seed,
+        "batch": e.batch_size,
+    }
+    starts = manifest.get("starts", [])
+    if starts:
+        first = starts[0]
+        facts["started"] = f"{first['time']} on {first['devices']} x {first['device']} (jax {first['versions']['jax']})"
+        facts["starts"] = len(starts)
+    if trained:
+        last = trained[-1]
+        facts |= {"step": last["step"], "loss": last["loss"], "skipped steps": int(last["skipped"] or 0)}
+    if validated:
+        best = max(validated, key=lambda row: row["val/miou"])
+        facts |= {
+            "val mIoU": validated[-1]["val/miou"],
+            "best val mIoU": f"{best['val/miou']:.4f} at step {best['step']}",
+        }
+    facts["looks at test"] = len(manifest.get("test_looks", []))
+    return facts
+
+
+def draw_curves(run: Path) -> Path | None:
+    """RUN/curves.png from metrics.jsonl; None where nothing is written yet."""
+    from sarjax.reports.evaluation import curves
+    from sarjax.train.loggers import read_metrics
+
+    path = run / "metrics.jsonl"
+    rows = read_metrics(path) if path.exists() else []
+    if not rows:
+        return None
+    curves(run / "curves.png", rows, title=str(run.name))
+    return run / "curves.png"
+
+
+def draw_panels(run: Path, out: Path, *, split: str = "val", tiles: int = 4, data_dir: str = "") -> Path:
+    """A PNG of `tiles` evenly spaced tiles of `split`: SAR, optical, truth, prediction."""
+    import jax
+    import numpy as np
+
+    from sarjax.config import Mesh
+    from sarjax.data.pipeline import evaluation_batches
+    from sarjax.data.store import open_dataset
+    from sarjax.reports.evaluation import panels
+    from sarjax.train.mesh import make_mesh, put_batch, replicated, row_shards
+    from sarjax.train.run import restore_run
+
+    mesh = make_mesh(Mesh())
+    restored = restore_run(run, mesh)
+    data = restored.config.experiment.data
+    dataset = open_dataset(data.name, data.config, data_dir or restored.config.execution.data_dir)
+    rows = dataset.split(split)
+    chosen = [rows[int(i)] for i in np.linspace(0, len(rows) - 1, min(tiles, len(rows))).round()]
+    head = next(iter(restored.method.heads.values()))
+    predict = jax.jit(
+        lambda p, s, b: jax.numpy.argmax(head.predict(p, s, b), -1).astype("uint8"), out_shardings=replicated(mesh)
+    )
+    predictions = []
+    for batch in evaluation_batches(chosen, row_shards(mesh)):
+        predictions.extend(np.asarray(predict(restored.params, restored.stats, put_batch(mesh, batch))))
+    panels(out, chosen, {"prediction": predictions[: len(chosen)]}, dataset.spec)
+    return out
