@@ -1,4 +1,4 @@
-"""The builder of WHU-OPT-SAR and of made-up scenes in its layout; README.md beside it says where the rules come from."""
+"""The builder of WHU-OPT-SAR and of made-up scenes in its layout; README.md says where the rules come from."""
 
 import dataclasses
 from collections.abc import Iterator
