@@ -87,7 +87,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b _ _ _"]]:
-        """Features by name, in order: "stem" (stride 2, before the max-pool), then "c1" to "c4", one per stage kept."""
+        """Features by name: "stem" (stride 2, before the max-pool), and "c1" to "c4", one per stage kept."""
         bottleneck, blocks = ENCODERS[self.encoder]
         block = Bottleneck if bottleneck else BasicBlock
         x = x.astype(self.dtype)

@@ -1,0 +1,258 @@
+"""LANet: against the public code's numbers, its switches, and the contract that every network keeps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from toy_variables import attention_paths, conv_paths, fill, nhwc, norm_paths, random_variables
+
+from sarjax.errors import UserError
+from sarjax.models import NETWORKS, build_network
+from sarjax.models.lanet import AttentionEmbedding, PatchAttention
+from sarjax.models.resampling import resize_bilinear
+from sarjax.models.torchvision import layout
+from sarjax.options import FCN, LANet, NetworkOptions
+
+FORWARD = {"atol": 2e-5, "rtol": 1e-4}
+GRADIENT = {"atol": 1e-4, "rtol": 1e-3}
+TINY = {
+    "fcn": FCN(width=1 / 8),
+    "fcn_dilated": FCN(width=1 / 8, output_stride=8, channels=5),
+    "fcn_cut": FCN(width=1 / 8, stages=2),
+    "lanet": LANet(width=1 / 8),
+    "lanet_public": LANet(width=1 / 8, residual=False, stages=4),
+}
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+# --- The modules
+
+
+@pytest.mark.parametrize("case", [f"pam0{i}" for i in range(9)] + [f"aem0{i}" for i in range(5)])
+def test_module_equals_the_public_code(oracle, case):
+    arrays, description = oracle("lanet_modules")
+    about = description["cases"][case]
+    if case.startswith("pam"):
+        inputs, prefix, first = ("x",), "SA", 0
+        module = PatchAttention(about["pool_window"], about["reduction"], residual=about["add_input"])
+    else:
+        inputs, prefix, first = ("high", "low"), "SE", 1
+        module = AttentionEmbedding(about["reduction"], about["pool_window"], residual=about["add_input"])
+    paths = attention_paths("attention", prefix, first)
+    variables = fill({path: arrays[f"{case}/state/{key}"] for path, key in paths.items()})
+    x = [nhwc(arrays[f"{case}/{name}"]) for name in inputs]
+
+    y = jax.jit(lambda v, *x: module.apply(v, *x, False))(variables, *x)
+    np.testing.assert_allclose(y, nhwc(arrays[f"{case}/eval/output"]), **FORWARD)
+    if about["eval_only"]:
+        return
+
+    def objective(params, stats, x, probe):
+        y, new = module.apply({"params": params, "batch_stats": stats}, *x, True, mutable=["batch_stats"])
+        return (y * probe).sum(), (y, new)
+
+    (by_params, by_x), (y, new) = jax.jit(jax.grad(objective, (0, 2), has_aux=True))(
+        variables["params"], variables["batch_stats"], x, nhwc(arrays[f"{case}/train/probe"])
+    )
+    np.testing.assert_allclose(y, nhwc(arrays[f"{case}/train/output"]), **FORWARD)
+    for name, gradient in zip(inputs, by_x, strict=True):
+        np.testing.assert_allclose(gradient, nhwc(arrays[f"{case}/train/grad_{name}"]), **GRADIENT, err_msg=name)
+    after = traverse_util.flatten_dict({"params": by_params, **new})
+    for path, key in paths.items():
+        if path[0] == "params":
+            expected = fill({path: arrays[f"{case}/train/grad_state/{key}"]})
+            expected, tolerance = traverse_util.flatten_dict(expected)[path], GRADIENT
+        else:
+            expected, tolerance = arrays[f"{case}/train/new_running/{key}"], FORWARD
+        np.testing.assert_allclose(after[path], expected, **tolerance, err_msg=key)
+
+
+def test_patches_smaller_than_the_window_are_one_patch():
+    module = PatchAttention(window=8, reduction=2)
+    y, _ = module.init_with_output(jax.random.key(0), jnp.ones((1, 5, 3, 4)), False)
+    assert y.shape == (1, 5, 3, 4)
+    np.testing.assert_allclose(y, np.broadcast_to(y[:, :1, :1], y.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_residual_adds_the_input(train):
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 4))
+    high = jax.random.normal(jax.random.key(2), (2, 4, 4, 6))
+    for kind, arguments, inputs in ((PatchAttention, (2, 2), (x,)), (AttentionEmbedding, (2,), (high, x))):
+        variables = kind(*arguments).init(jax.random.key(0), *inputs, False)
+        with_input, without = (
+            kind(*arguments, residual=residual).apply(variables, *inputs, train, mutable=["batch_stats"])[0]
+            for residual in (True, False)
+        )
+        np.testing.assert_allclose(with_input, without + x, atol=1e-6)
+        assert np.all(np.abs(without) < np.abs(x))
+
+
+# --- The network
+
+
+def public_paths():
+    paths = {}
+    for key, entry in layout("resnet18", stages=3).items():
+        stem = {"conv1": "layer0.0", "bn1": "layer0.1"}
+        module, _, rest = key.partition(".")
+        paths[(entry.collection, "encoder", *entry.path)] = f"FCN.{stem.get(module, module)}.{rest}"
+    return (
+        paths
+        | conv_paths("high_conv", "FCN.head.0", bias=False)
+        | norm_paths("high_bn", "FCN.head.1")
+        | attention_paths("high_attention/attention", "PA2.SA", 0)
+        | conv_paths("low_conv", "PA0.0")
+        | norm_paths("low_bn", "PA0.1")
+        | attention_paths("low_attention/attention", "PA0.3.SA", 0)
+        | attention_paths("embedding/attention", "AE.SE", 1)
+        | conv_paths("low_classifier", "classifier0")
+        | conv_paths("high_classifier", "classifier1")
+    )
+
+
+@pytest.mark.parametrize("case", ["official", "residual"])
+def test_network_equals_the_public_code(oracle, case):
+    arrays, description = oracle("lanet_r18")
+    network = build_network(LANet(residual=description["cases"][case]["aem_add_input"]), 7)
+    paths = public_paths()
+    assert {f"state/{key}" for key in paths.values()} == {key for key in arrays if key.startswith("state/")}
+    variables = fill({path: arrays[f"state/{key}"] for path, key in paths.items()})
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == description["cases"][case]["params"]
+    x = nhwc(arrays["image"]).astype(np.float32) / 127.5 - 1
+    prediction, state = jax.jit(lambda v, x: network.apply(v, x, False, capture_intermediates=True))(variables, x)
+    inner = {name: value["__call__"][0] for name, value in state["intermediates"].items() if "__call__" in value}
+    logits = np.asarray(prediction.logits)
+    np.testing.assert_allclose(logits[0], np.moveaxis(arrays[f"{case}/logits"], 0, -1), rtol=0, atol=3e-4)
+    np.testing.assert_allclose(logits[1, ::4, ::4], np.moveaxis(arrays[f"{case}/logits_sub"], 0, -1), rtol=0, atol=3e-4)
+    margin = np.diff(np.sort(logits, -1)[..., -2:])[..., 0]
+    differs = logits.argmax(-1) != arrays[f"{case}/argmax"]
+    assert not np.any(differs & (margin >= 1e-3))
+    np.testing.assert_allclose(inner["high_classifier"], nhwc(arrays[f"{case}/high_logits_s"]), rtol=0, atol=3e-4)
+    np.testing.assert_allclose(
+        inner["low_classifier"][-1], np.moveaxis(arrays[f"{case}/low_logits_q"], 0, -1), rtol=0, atol=3e-4
+    )
+    np.testing.assert_allclose(
+        prediction.auxiliary, resize_bilinear(inner["high_classifier"], (256, 256)), rtol=0, atol=1e-5
+    )
+    for name, array in (
+        ("intermediate/layer3_0", prediction.features[16]),
+        ("intermediate/pam_high_0", inner["high_attention"]),
+    ):
+        expected = np.moveaxis(arrays[name], 0, -1)
+        np.testing.assert_allclose(array[0, ::2, ::2], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def tiny(options, dtype="float32", shape=(2, 65, 47, 2)):
+    network = build_network(options, 3, dtype)
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    return network, random_variables(network, x), x
+
+
+def test_the_embedding_does_not_train_the_high_branch():
+    network, variables, x = tiny(TINY["lanet"])
+
+    def low_logits(params):
+        prediction, _ = network.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
+        return jnp.square(prediction.logits - prediction.auxiliary).sum()
+
+    gradient = jax.jit(jax.grad(low_logits))(variables["params"])
+    for name, leaves in gradient.items():
+        size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(leaves))
+        if name.startswith("high"):
+            # high + low - high leaves rounding errors only.
+            assert size < 1e-3, name
+        elif name != "encoder":
+            assert size > 1e-3, name
+    encoder = {name[:6]: leaves for name, leaves in gradient["encoder"].items()}
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(encoder["layer3"])) < 1e-3
+
+
+def test_momenta():
+    """The heads follow the batch (0.05 kept), the encoder follows slowly (0.9 kept)."""
+    network, variables, x = tiny(TINY["lanet"])
+    _, new = jax.jit(lambda v, x: network.apply(v, x, True, mutable=["batch_stats"]))(variables, x)
+    ones = {"params": variables["params"], "batch_stats": jax.tree.map(lambda s: s + 1, variables["batch_stats"])}
+    _, other = jax.jit(lambda v, x: network.apply(v, x, True, mutable=["batch_stats"]))(ones, x)
+    kept = jax.tree.map(lambda a, b: a - b, other["batch_stats"], new["batch_stats"])
+    for path, share in traverse_util.flatten_dict(kept).items():
+        np.testing.assert_allclose(share, 0.9 if path[0] == "encoder" else 0.05, atol=1e-4, err_msg=str(path))
+
+
+def test_channels_scale_with_the_width():
+    params = traverse_util.flatten_dict(tiny(TINY["lanet"])[1]["params"])
+    shapes = {path: leaf.shape for path, leaf in params.items()}
+    assert shapes["low_conv", "kernel"] == (1, 1, 8, 8)
+    assert shapes["high_conv", "kernel"] == (1, 1, 32, 16)
+    assert ("high_conv", "bias") not in shapes
+    assert shapes["low_attention", "attention", "down", "kernel"] == (1, 1, 8, 1)
+
+
+# --- What every network keeps
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_contract(name):
+    network, variables, x = tiny(TINY[name])
+    assert network.num_classes == 3
+    assert set(variables) == {"params", "batch_stats"}
+
+    @jax.jit
+    def train(variables, x):
+        prediction, new = network.apply(variables, x, True, mutable=["batch_stats"])
+        return prediction, new, network.apply(variables, x, True, mutable=["batch_stats"], method="encode")[0]
+
+    prediction, new, features = train(variables, x)
+    assert prediction.logits.shape == (2, 65, 47, 3)
+    assert np.isfinite(prediction.logits).all()
+    if prediction.auxiliary is not None:
+        assert prediction.auxiliary.shape == prediction.logits.shape
+    assert jax.tree.structure(new["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
+    assert features.keys() == prediction.features.keys()
+    for stride, feature in features.items():
+        assert feature.shape[:3] == (2, -(-65 // stride), -(-47 // stride))
+        np.testing.assert_allclose(feature, prediction.features[stride], rtol=1e-4, atol=1e-4)
+
+    inference = jax.jit(lambda v, x: network.apply(v, x, False).logits)
+    # In inference an image does not see its batch.
+    other = np.stack([x[0], x[0] * 3 + 1])
+    np.testing.assert_allclose(inference(variables, x)[0], inference(variables, other)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fcn", "lanet"])
+def test_initial_logits_are_moderate(name):
+    network, _, x = tiny(TINY[name], shape=(2, 32, 32, 2))
+    variables = jax.jit(lambda key: network.init(key, x, False))(jax.random.key(0))
+    logits = jax.jit(lambda v: network.apply(v, x, True, mutable=["batch_stats"])[0].logits)(variables)
+    assert 0.1 < np.std(logits) < 4
+
+
+@pytest.mark.parametrize("name", ["fcn", "lanet"])
+def test_bfloat16(name):
+    network, variables, x = tiny(TINY[name], "bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    program = jax.make_jaxpr(lambda v, x: network.apply(v, x, False))(variables, x)
+    convolutions = [e for e in program.jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+    assert {e.outvars[0].aval.dtype for e in convolutions} <= {jnp.dtype(jnp.bfloat16)}
+    prediction = jax.jit(lambda v, x: network.apply(v, x, False))(variables, x)
+    assert prediction.logits.dtype == jnp.float32
+    exact = jax.jit(lambda v, x: build_network(TINY[name], 3).apply(v, x, False).logits)(variables, x)
+    np.testing.assert_allclose(prediction.logits, exact, atol=0.1 * float(jnp.abs(exact).max()))
+
+
+def test_dilated_stages_share_a_stride_and_the_last_counts():
+    network, variables, x = tiny(TINY["fcn_dilated"], shape=(1, 32, 32, 2))
+    features = jax.eval_shape(lambda v, x: network.apply(v, x, False, method="encode"), variables, x)
+    assert {stride: f.shape[-1] for stride, f in features.items()} == {4: 8, 8: 64}
+
+
+def test_every_options_class_has_a_network():
+    assert set(NETWORKS) == set(NetworkOptions.registry())
+    with pytest.raises(UserError, match="unknown network"):
+        build_network(NetworkOptions(), 3)
