@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import example_serializer
 
+from sarjax.errors import UserError
 from sarjax.spec import IGNORE_LABEL, DatasetSpec
 
 SHARD_BYTES = 256 << 20
@@ -60,8 +61,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), disable_shuffling=True)
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        plan = self.plan(Path(dl_manager.manual_dir))
-        return {split: self._generate_examples(split, jobs) for split, jobs in plan.items()}
+        source = Path(dl_manager.manual_dir)
+        plan = self.plan(source)
+        if not plan["train"]:
+            raise UserError(f"{source} holds nothing for the train split, only for others: add training data.")
+        return {split: self._generate_examples(split, jobs) for split, jobs in plan.items() if jobs}
 
     def _generate_examples(self, split: str, jobs: Sequence[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
         for done, job in enumerate(jobs):

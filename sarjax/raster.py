@@ -89,6 +89,7 @@ def _open(path: str | os.PathLike) -> Iterator[Any]:
         raise UserError(f"{path} does not exist: a raster file ({', '.join(READABLE)}) is expected there.")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes): download or copy it again.")
+    _check_end(path)
     import rasterio
 
     try:
@@ -100,6 +101,17 @@ def _open(path: str | os.PathLike) -> Iterator[Any]:
         ) from e
     except OSError as e:
         raise UserError(f"{path} cannot be read: {e.strerror or e}.") from e
+
+
+def _check_end(path: Path) -> None:
+    """GDAL reads what there is of a truncated PNG or JPEG and fills up with zeros: look for the format's own end."""
+    with path.open("rb") as f:
+        start = f.read(8)
+        f.seek(-min(path.stat().st_size, 4096), os.SEEK_END)
+        end = f.read()
+    for magic, last in ((b"\x89PNG", b"IEND"), (b"\xff\xd8\xff", b"\xff\xd9")):
+        if start.startswith(magic) and last not in end:
+            raise UserError(f"{path} cannot be read: it is truncated; download or copy it again.")
 
 
 @contextlib.contextmanager

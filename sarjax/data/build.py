@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sarjax.data import statistics
-from sarjax.data.store import SPEC_FILE, STATISTICS_FILE, data_root, find, open_directory
+from sarjax.data.store import SPEC_FILE, STATISTICS_FILE, data_root
 from sarjax.errors import UserError, unknown
 
 Progress = Callable[[str, int, int], None]
@@ -71,10 +71,8 @@ def build(
         _run(builder, source, temporary)
         made = Path(builder.data_dir)
         statistics.write_beside(made, SPEC_FILE, builder.spec.to_json())
-        result = statistics.compute(open_directory(made, need_statistics=False), progress)
-        statistics.write_beside(made, STATISTICS_FILE, result.to_json())
+        statistics.write(made, progress)
         _publish(made, final, temporary)
-        say(f"{final}: " + ", ".join(f"{n} {split}" for split, n in result.tiles.items()) + " tiles.")
     return final
 
 
@@ -161,6 +159,3 @@ def _publish(made: Path, final: Path, temporary: Path) -> None:
     if final.exists():
         os.rename(final, temporary / "replaced")
     os.rename(made, final)
-
-
-__all__ = ["build", "builder_class", "builders", "console_progress", "find"]

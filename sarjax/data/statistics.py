@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sarjax.data.store import SPEC_FILE, STATISTICS_FILE, Dataset, open_directory
+from sarjax.data.store import STATISTICS_FILE, Dataset, open_directory
 from sarjax.errors import UserError
 from sarjax.spec import BandStatistics, Statistics
 
@@ -83,12 +83,14 @@ def compute(dataset: Dataset, progress: Callable[[str, int, int], None] | None =
     )
 
 
-def recompute(directory: str | os.PathLike, progress: Callable[[str, int, int], None] | None = None) -> Statistics:
-    """`sarjax data stats DIR`: computes the statistics of the records in `directory` and replaces its stats.json."""
+def write(directory: str | os.PathLike, progress: Callable[[str, int, int], None] | None = None) -> Path:
+    """Computes the statistics of the records in `directory` and replaces its stats.json, in one move; its path.
+
+    `sarjax data stats DIR`. Raises UserError if `directory` holds no records or may not be written to.
+    """
     dataset = open_directory(directory, need_statistics=False)
-    statistics = compute(dataset, progress)
-    write_beside(dataset.directory, STATISTICS_FILE, statistics.to_json())
-    return statistics
+    write_beside(dataset.directory, STATISTICS_FILE, compute(dataset, progress).to_json())
+    return dataset.directory / STATISTICS_FILE
 
 
 def write_beside(directory: Path, name: str, text: str) -> None:
@@ -111,6 +113,3 @@ def record_files(directory: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-__all__ = ["SPEC_FILE", "STATISTICS_FILE", "compute", "recompute", "record_files", "write_beside"]

@@ -18,11 +18,11 @@ NO_DATA_COLOUR = (255, 0, 255)
 
 
 def class_histogram(dataset: "Dataset") -> list[dict[str, Any]]:
-    """Per class its `name`, `colour`, labelled training `pixels` and their `share` (0 to 1)."""
+    """Per class its name (`class`), `colour`, labelled training `pixels` and their `share` (0 to 1)."""
     spec, pixels = dataset.spec, dataset.statistics.class_pixels
     total = max(sum(pixels), 1)
     return [
-        {"name": c.name, "colour": list(c.colour), "pixels": n, "share": n / total}
+        {"class": c.name, "colour": list(c.colour), "pixels": n, "share": n / total}
         for c, n in zip(spec.classes, pixels, strict=True)
     ]
 
@@ -94,13 +94,13 @@ def colour(spec: DatasetSpec, label: np.ndarray) -> np.ndarray:
 
 def _histogram(ax: Any, dataset: "Dataset", split: str) -> None:
     rows = class_histogram(dataset)
-    names = [row["name"] for row in rows]
+    names = [row["class"] for row in rows]
     bars = ax.barh(names, [row["share"] for row in rows], color=[[c / 255 for c in row["colour"]] for row in rows])
     ax.bar_label(bars, [f"{row['share']:.1%}" for row in rows], fontsize=7, padding=2)
     ax.invert_yaxis()
     ax.set_xlim(0, max(row["share"] for row in rows) * 1.15 or 1)
     ax.tick_params(labelsize=7)
-    tiles = ", ".join(f"{n} {name}" for name, n in dataset.statistics.tiles.items())
+    tiles = ", ".join(f"{dataset.statistics.tiles[name]} {name}" for name in dataset.splits)
     ax.set_xlabel("share of the labelled training pixels", fontsize=7)
     ax.set_title(f"{dataset.spec.name} ({dataset.fingerprint}): {tiles} tiles; above: {split}", fontsize=8)
 

@@ -1,0 +1,74 @@
+"""Rasters: round trips, windows, and one sentence for every broken file."""
+
+import os
+import warnings
+
+import fake_data
+import numpy as np
+import pytest
+from PIL import Image
+
+from sarjax import raster
+from sarjax.errors import UserError
+
+
+@pytest.mark.parametrize("name", ["a b.tif", "ü.png"])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_what_is_written_is_read(tmp_path, name, bands):
+    image = np.random.default_rng(0).integers(0, 256, (30, 41, bands), dtype=np.uint8)
+    path = raster.write(tmp_path / name, image)
+    assert raster.size(path) == (30, 41, bands)
+    np.testing.assert_array_equal(raster.read(path), image)
+    np.testing.assert_array_equal(raster.read(path, (3, 5, 7, 11)), image[3:10, 5:16])
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_two_dimensions_and_floats(tmp_path):
+    image = np.linspace(-30, 5, 12, dtype=np.float32).reshape(3, 4)
+    assert raster.read(raster.write(tmp_path / "db.tif", image)).dtype == np.float32
+    np.testing.assert_array_equal(raster.read(tmp_path / "db.tif")[..., 0], image)
+
+
+def test_a_raster_without_georeference_is_no_matter(tmp_path):
+    fake_data.write_tiff(tmp_path / "x.tif", np.zeros((4, 4), np.uint8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        raster.read(tmp_path / "x.tif")
+        raster.size(tmp_path / "x.tif")
+
+
+def test_broken_files_are_named(tmp_path):
+    whole = tmp_path / "whole.tif"
+    fake_data.write_tiff(whole, np.random.default_rng(0).integers(0, 256, (200, 200), dtype=np.uint8))
+    (tmp_path / "empty.tif").touch()
+    (tmp_path / "short.tif").write_bytes(whole.read_bytes()[:20_000])
+    (tmp_path / "text.tif").write_text("no image")
+    image = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    for name in ("short.png", "short.jpg"):
+        Image.fromarray(image).save(tmp_path / name)
+        raster.read(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-30])
+    for name, cause in {
+        "gone.tif": "does not exist",
+        "empty.tif": r"is empty \(0 bytes\)",
+        "short.tif": "cannot be read",
+        "short.png": "it is truncated",
+        "short.jpg": "it is truncated",
+        "text.tif": "cannot be read .*not recognized",
+    }.items():
+        with pytest.raises(UserError, match=cause) as e:
+            raster.read(tmp_path / name)
+        assert str(tmp_path / name) in str(e.value)
+        assert "\n" not in str(e.value)
+
+
+def test_a_window_lies_inside(tmp_path):
+    fake_data.write_tiff(tmp_path / "x.tif", np.zeros((10, 20), np.uint8))
+    for window in ((0, 0, 11, 5), (0, 16, 5, 5), (-1, 0, 5, 5)):
+        with pytest.raises(UserError, match=r"x.tif is 20 x 10 pixels, too small for the window"):
+            raster.read(tmp_path / "x.tif", window)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path):
+    with pytest.raises(UserError, match=r"cannot write .*gone/x.tif: .*must exist and be writable"):
+        raster.write(tmp_path / "gone" / "x.tif", np.zeros((4, 4), np.uint8))

@@ -1,0 +1,126 @@
+"""Reading records: random access, only what is asked for, from many threads, and without heavy imports."""
+
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from sarjax.data.store import available, open_dataset, open_directory
+from sarjax.errors import UserError
+
+
+def test_arrays_and_shapes(ombria):
+    _, dataset = ombria
+    tile = dataset.split("train")[0]
+    shapes = {key: (value.shape, value.dtype.name) for key, value in tile.items()}
+    assert shapes == {
+        "id": ((), "int32"),
+        "sar": ((2, 256, 256, 1), "uint8"),
+        "sar_valid": ((2, 256, 256), "uint8"),
+        "optical": ((2, 256, 256, 3), "uint8"),
+        "optical_valid": ((2, 256, 256), "uint8"),
+        "label": ((256, 256), "uint8"),
+    }
+    assert dataset.split("train").keys == tuple(shapes)
+    assert dataset.splits == ("train", "val", "test")
+
+
+def test_some_modalities_without_decoding_the_others(ombria, monkeypatch):
+    import zlib
+
+    _, dataset = ombria
+    split = dataset.split("train", modalities=("sar",))
+    whole = dataset.split("train")[1]
+    decoded = []
+    real = zlib.decompress
+    monkeypatch.setattr(zlib, "decompress", lambda data, *a: decoded.append(len(out := real(data, *a))) or out)
+    tile = split[1]
+    assert split.keys == tuple(tile) == ("id", "sar", "sar_valid", "label")
+    assert sorted(decoded) == sorted(tile[key].nbytes for key in ("sar", "sar_valid", "label"))
+    for key in tile:
+        np.testing.assert_array_equal(tile[key], whole[key])
+
+
+def test_indices(ombria):
+    _, dataset = ombria
+    split = dataset.split("train")
+    assert len(split) == 6
+    assert int(split[-1]["id"]) == int(split[np.int64(5)]["id"]) == 19
+    assert split.name(-1) == split.names[5] == "train/0019"
+    for i in (6, -7):
+        with pytest.raises(IndexError, match="split 'train', which has 6"):
+            split[i]
+
+
+def test_threads(ombria):
+    _, dataset = ombria
+    split = dataset.split("train")
+    wanted = [tile["sar"].sum() for tile in split]
+    with ThreadPoolExecutor(16) as pool:
+        sums = list(pool.map(lambda i: split[i % 6]["sar"].sum(), range(300)))
+    assert sums == [wanted[i % 6] for i in range(300)]
+
+
+def test_what_is_not_there(ombria, tmp_path):
+    _, dataset = ombria
+    root = dataset.directory.parent.parent
+    with pytest.raises(UserError, match="unknown split of ombria 'trian': did you mean 'train'"):
+        dataset.split("trian")
+    with pytest.raises(UserError, match="unknown modality of ombria 'radar'"):
+        dataset.split("train", ("radar",))
+    with pytest.raises(
+        UserError, match=r"no data set 'whu' in .* where there is ombria: build it with `sarjax data build whu"
+    ):
+        open_dataset("whu", data_dir=root)
+    with pytest.raises(UserError, match=r"no data set 'ombria' \(x\) .*nothing: .* ombria --config x --source DIR"):
+        open_dataset("ombria", "x", tmp_path)
+    with pytest.raises(UserError, match=r"holds no built data set \(dataset_info.json is missing\)"):
+        open_directory(tmp_path)
+    copy = shutil.copytree(dataset.directory, tmp_path / "copy")
+    next(copy.glob("*test.array*")).unlink()
+    with pytest.raises(
+        UserError, match=r"ombria-test.array_record-00000-of-00001 is missing: build the data set again"
+    ):
+        open_directory(copy)
+
+
+def test_the_default_configuration_and_the_newest_version(whu, ombria, tmp_path):
+    _, dataset = whu
+    root = dataset.directory.parent.parent.parent
+    assert available(root) == ["whu_opt_sar/scene"]
+    assert open_dataset("whu_opt_sar", data_dir=root).directory == open_dataset("whu_opt_sar", "scene", root).directory
+    for version in ("1.0.0", "1.9.0", "1.10.0", ".1.11.0"):
+        shutil.copytree(ombria[1].directory, tmp_path / "ombria" / version)
+    assert open_dataset("ombria", data_dir=tmp_path).directory.name == "1.10.0"
+
+
+def test_the_fingerprint_is_of_the_contents(ombria, tmp_path):
+    _, dataset = ombria
+    assert open_directory(shutil.copytree(dataset.directory, tmp_path / "elsewhere")).fingerprint == dataset.fingerprint
+    assert len(dataset.fingerprint) == 16
+
+
+def test_reading_needs_no_heavy_library(ombria):
+    script = """
+import sys
+from sarjax.data.store import open_directory
+split = open_directory(sys.argv[1]).split("train")
+split[0], split.name(0)
+print([m for m in ("tensorflow", "rasterio", "jax", "grain", "matplotlib", "sarjax_datasets") if m in sys.modules])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script, ombria[1].directory], check=True, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_importing_it_is_light():
+    script = """
+import sys, sarjax.data.store, sarjax.data.statistics, sarjax.data.build, sarjax.data.synthesis, sarjax.reports.sheet
+print([m for m in ("tensorflow_datasets", "rasterio", "jax", "grain", "matplotlib", "scipy") if m in sys.modules])
+"""
+    result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]"
