@@ -22,7 +22,8 @@ class TileStatistics(NamedTuple):
 def tile_statistics(image: Num[Array, "*b t h w c"], valid: Num[Array, "*b t h w"]) -> TileStatistics:
     """Statistics of images (..., t, h, w, c) over their valid pixels: (..., t, c) each; 0 where there are none.
 
-    Two passes (the mean, then the mean square of deviations), rows first: float32 is then good for whole scenes.
+    Deviations from a first mean give both the mean's own rounding error and the spread, and sums run over lines first:
+    float32 is then good for whole scenes.
     """
     weight = (valid > 0).astype(jnp.float32)[..., None]
 
@@ -32,9 +33,11 @@ def tile_statistics(image: Num[Array, "*b t h w c"], valid: Num[Array, "*b t h w
     count = jnp.maximum(total(weight), 1.0)
     x = image.astype(jnp.float32)
     # `where`, not a product: whatever is stored at a pixel without data must not get through.
-    mean = total(jnp.where(weight > 0, x, 0.0)) / count
-    deviation = jnp.where(weight > 0, x - mean[..., None, None, :], 0.0)
-    return TileStatistics(mean, jnp.sqrt(total(deviation**2) / count))
+    rough = total(jnp.where(weight > 0, x, 0.0)) / count
+    deviation = jnp.where(weight > 0, x - rough[..., None, None, :], 0.0)
+    correction = total(deviation) / count
+    spread = jnp.where(weight > 0, deviation - correction[..., None, None, :], 0.0)
+    return TileStatistics(rough + correction, jnp.sqrt(total(spread**2) / count))
 
 
 def channel_names(inputs: Inputs, spec: DatasetSpec) -> tuple[str, ...]:
@@ -93,8 +96,8 @@ def network_inputs(
     """The network's input: normalised bands in the order modality, date, band; then derived channels.
 
     x = (stored - mean) / max(std, 1e-3 |mean|, 1e-6), with mean and std of the training split ("dataset") or of the
-    valid pixels of each tile, date and band ("tile"): a constant image becomes 0. Pixels without data are 0 in all
-    channels that they enter.
+    valid pixels of each tile, date and band ("tile"): a constant image becomes 0, up to 1e-4. Pixels
+    without data are 0 in all channels that they enter.
     local_mean k: mean over the valid pixels of a k x k box, cut off at the borders (an even box reaches one pixel
     further down and right). date_difference: last minus first date asked for, per band, of the local means where
     there are any.

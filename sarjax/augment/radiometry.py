@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from sarjax.augment.keys import row_keys
 from sarjax.config import Augment
-from sarjax.spec import BandSpec, DatasetSpec, ModalitySpec
+from sarjax.spec import DatasetSpec, ModalitySpec
 
 SPECKLED = ("amplitude", "intensity", "db")
 JITTERED = ("reflectance", "stretched")
@@ -59,27 +59,32 @@ def _image(
     options: Augment,
     modality: ModalitySpec,
 ) -> Float[Array, "t h w c"]:
-    shift = jax.random.uniform(jax.random.fold_in(key, 0), (2, image.shape[0], 1, 1), minval=-1.0, maxval=1.0)
     top = jnp.iinfo(image.dtype).max if jnp.issubdtype(image.dtype, jnp.integer) else jnp.inf
-    bands = []
-    for number, band in enumerate(modality.bands):
+    k_gain, k_jitter = jax.random.split(key)
+    bands = [band.radiometry for band in modality.bands]
+    speckled = [n for n, kind in enumerate(bands) if options.speckle and kind in SPECKLED]
+    if speckled:
+        gains = dict(zip(speckled, unit_gamma(k_gain, options.speckle, (len(speckled), *valid.shape)), strict=True))
+    if options.jitter:
+        shift = jax.random.uniform(k_jitter, (2, image.shape[0], 1, 1), minval=-1.0, maxval=1.0)
+        contrast, brightness = 1.0 + options.jitter * shift
+    out = []
+    for number, kind in enumerate(bands):
         x = jnp.where(valid > 0, image[..., number].astype(jnp.float32), 0.0)
-        if options.speckle and band.radiometry in SPECKLED:
-            x = _speckled(x, jax.random.fold_in(key, 1 + number), options.speckle, band)
-        if options.jitter and band.radiometry in JITTERED:
-            contrast, brightness = 1.0 + options.jitter * shift
+        if number in speckled:
+            x = _speckled(x, gains[number], kind)
+        if options.jitter and kind in JITTERED:
             count = jnp.sum(valid > 0, axis=(1, 2), keepdims=True)
             mean = jnp.sum(x, axis=(1, 2), keepdims=True) / jnp.maximum(count, 1)
             x = jnp.clip(brightness * (mean + contrast * (x - mean)), 0.0, top)
-        bands.append(jnp.where(valid > 0, x, 0.0))
-    return jnp.stack(bands, axis=-1)
+        out.append(jnp.where(valid > 0, x, 0.0))
+    return jnp.stack(out, axis=-1)
 
 
-def _speckled(x: Float[Array, "t h w"], key: PRNGKeyArray, looks: float, band: BandSpec) -> Float[Array, "t h w"]:
-    gain = unit_gamma(key, looks, x.shape)
-    if band.radiometry == "db":
+def _speckled(x: Float[Array, "t h w"], gain: Float[Array, "t h w"], kind: str) -> Float[Array, "t h w"]:
+    if kind == "db":
         return x + 10.0 * jnp.log10(gain)
-    return x * (gain if band.radiometry == "intensity" else jnp.sqrt(gain))
+    return x * (gain if kind == "intensity" else jnp.sqrt(gain))
 
 
 def unit_gamma(key: PRNGKeyArray, looks: float, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
@@ -97,12 +102,13 @@ def unit_gamma(key: PRNGKeyArray, looks: float, shape: tuple[int, ...]) -> Float
         return (looks + 1) / looks * unit_gamma(k_gamma, looks + 1, shape) * boost ** (1 / looks)
     d = looks - 1 / 3
     c = (9 * d) ** -0.5
-    out, accepted = jnp.zeros(shape), jnp.zeros(shape, bool)
-    for k in jax.random.split(key, _PROPOSALS):
-        k_z, k_u = jax.random.split(k)
-        z = jax.random.normal(k_z, shape)
-        v = jnp.maximum(1 + c * z, 1e-3) ** 3
-        u = jax.random.uniform(k_u, shape, minval=jnp.finfo(jnp.float32).tiny)
-        out = jnp.where(accepted, out, d * v / looks)
-        accepted |= (1 + c * z > 0) & (jnp.log(u) < 0.5 * z**2 + d * (1 - v + jnp.log(v)))
-    return out
+    k_z, k_u = jax.random.split(key)
+    # All proposals in one draw each: generators are most of what a compiler has to chew here.
+    z = jax.random.normal(k_z, (_PROPOSALS, *shape))
+    u = jax.random.uniform(k_u, (_PROPOSALS, *shape), minval=jnp.finfo(jnp.float32).tiny)
+    v = jnp.maximum(1 + c * z, 1e-3) ** 3
+    accepted = (1 + c * z > 0) & (jnp.log(u) < 0.5 * z**2 + d * (1 - v + jnp.log(v)))
+    out = v[-1]
+    for number in reversed(range(_PROPOSALS - 1)):
+        out = jnp.where(accepted[number], v[number], out)
+    return d / looks * out

@@ -1,6 +1,6 @@
 import jax
 import pytest
-from fake_batch import make_batch
+from augment.fake_batch import make_batch
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from fake_batch import make_batch, make_spec
+from augment.fake_batch import make_batch, make_spec
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_batch import make_batch
+from augment.fake_batch import make_batch
 
 from sarjax.augment.geometry import View, apply_view
 from sarjax.augment.geometry import geometry as geometry_eager

@@ -1,0 +1,121 @@
+"""The evaluator pools exactly, keeps every tile, and leaves padding out."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sarjax.evaluate.evaluator import Evaluation, evaluate, make_count_step
+from sarjax.evaluate.metrics import metrics
+from sarjax.spec import BandSpec, ClassSpec, DatasetSpec, ModalitySpec
+
+SPEC = DatasetSpec(
+    "toy",
+    (ModalitySpec("sar", (BandSpec("VV", "db"),)),),
+    tuple(ClassSpec(n, (i, i, i)) for i, n in enumerate(("dry", "flood", "other"))),
+    excluded=("other",),
+)
+
+
+def make_batches(tiles=11, rows=4, h=8, w=6):
+    """Three batches, the last padded with copies of a real tile; tile 5 is ignored as a whole."""
+    r = np.random.default_rng(0)
+    label = r.choice([0, 1, 2, 255], (tiles, h, w), p=[0.6, 0.2, 0.1, 0.1]).astype(np.uint8)
+    label[5] = 255
+    image = r.standard_normal((tiles, h, w, 3)).astype(np.float32)
+    for first in range(0, tiles, rows):
+        at = np.minimum(np.arange(first, first + rows), tiles - 1)
+        yield {
+            "sar": image[at],
+            "label": label[at],
+            "id": (at + 1000).astype(np.int32),
+            "row_valid": (np.arange(first, first + rows) < tiles).astype(np.uint8),
+        }
+
+
+def predict(params, stats, batch):
+    return batch["sar"] @ params + stats
+
+
+PARAMS, STATS = np.eye(3, dtype=np.float32), np.array([0.5, 0, 0], np.float32)
+COUNT = jax.jit(make_count_step(predict, 3))
+
+
+def expected():
+    per_tile = {}
+    for batch in make_batches():
+        prediction = np.asarray(predict(PARAMS, STATS, batch)).argmax(-1)
+        for i in range(4):
+            if batch["row_valid"][i]:
+                keep = batch["label"][i] < 3
+                cm = np.zeros((3, 3), np.int64)
+                np.add.at(cm, (batch["label"][i][keep], prediction[i][keep]), 1)
+                per_tile[int(batch["id"][i])] = cm
+    return per_tile
+
+
+def check(evaluation):
+    wanted = expected()
+    assert list(evaluation.per_tile) == list(wanted)
+    assert all(np.array_equal(evaluation.per_tile[tile], wanted[tile]) for tile in wanted)
+    assert evaluation.confusion.dtype == np.int64
+    assert np.array_equal(evaluation.confusion, sum(wanted.values()))
+
+
+def test_pooled_and_per_tile():
+    evaluation = evaluate(partial(COUNT, PARAMS, STATS), make_batches())
+    check(evaluation)
+    assert len(evaluation.per_tile) == 11
+    assert not evaluation.per_tile[1005].any()
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_on_devices():
+    mesh = jax.make_mesh((4, 2), ("data", "space"), axis_types=(AxisType.Auto,) * 2)
+
+    def put(x):
+        return jax.device_put(x, NamedSharding(mesh, P("data", "space") if x.ndim > 1 else P("data")))
+
+    count = jax.jit(make_count_step(predict, 3), out_shardings=NamedSharding(mesh, P()))
+    check(evaluate(partial(count, PARAMS, STATS), ({k: put(v) for k, v in b.items()} for b in make_batches())))
+
+
+def test_sums_pass_the_range_of_int32():
+    big = np.full((1, 2, 2), 2**30, np.int32)
+    batches = [{"id": np.array([i])} for i in range(5)]
+    evaluation = evaluate(lambda batch: big, batches)
+    assert np.array_equal(evaluation.confusion, np.full((2, 2), 5 * 2**30))
+
+
+def test_rows_of_one_tile_add_up():
+    batches = [{"id": np.array([7, 7])}, {"id": np.array([7, 8])}]
+    evaluation = evaluate(lambda batch: np.ones((2, 2, 2), np.int32), batches)
+    assert {k: v.sum() for k, v in evaluation.per_tile.items()} == {7: 12, 8: 4}
+
+
+def test_padding_alone_and_nothing_at_all():
+    only = {"id": np.array([0]), "row_valid": np.array([0])}
+    evaluation = evaluate(lambda batch: np.zeros((1, 3, 3), np.int32), [only])
+    assert evaluation.per_tile == {}
+    assert not evaluation.confusion.any()
+    assert np.isnan(evaluation.scalars(SPEC)["miou"])
+    with pytest.raises(ValueError, match="no batches"):
+        evaluate(lambda batch: None, [])
+
+
+def test_metrics_follow_the_data_set():
+    evaluation = Evaluation(sum(expected().values()), expected())
+    m = evaluation.metrics(SPEC)
+    assert m.macro["iou"] == pytest.approx(np.mean(m.iou[:2]))
+    assert m.macro["iou"] != metrics(evaluation.confusion).macro["iou"]
+    scalars = evaluation.scalars(SPEC)
+    tiles = evaluation.tile_mean()
+    assert scalars["miou"] == m.macro["iou"]
+    assert scalars["pixel_accuracy"] == m.oa
+    assert scalars["iou/flood"] == m.iou[1]
+    assert scalars["tile_mean_iou/flood"] == tiles.iou[1] != m.iou[1]
+    assert all(isinstance(v, float) for v in scalars.values())
+    assert tiles.tiles.max() == 10
