@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_variables import fill, nhwc
+from models.toy_variables import fill, nhwc
 
 from sarjax.models.resnet import ENCODERS, ResNet, channels_of
 from sarjax.models.torchvision import layout

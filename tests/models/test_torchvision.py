@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from toy_variables import random_variables
+from models.toy_variables import random_variables
 
 from sarjax.errors import UserError
 from sarjax.models import build_network

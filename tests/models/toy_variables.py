@@ -46,14 +46,14 @@ def attention_paths(path: str, key: str, first: int) -> dict[tuple[str, ...], st
     )
 
 
-def random_variables(network, x, seed: int = 0):
+def random_variables(network, *inputs):
     """What `network.init` could have made, drawn by numpy: compiling an initialisation takes seconds."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         if path[-1].key == "kernel":
             return rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape).astype(np.float32)
         return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
 
-    shapes = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, False), x)
+    shapes = jax.eval_shape(lambda *x: network.init(jax.random.key(0), *x, False), *inputs)
     return jax.tree_util.tree_map_with_path(draw, shapes)
