@@ -72,6 +72,18 @@ class TestEveryBuilder:
         assert tile["sar_valid"][0].tolist() == [[1, 0], [1, 1]]
         assert tile["label"].tolist() == [[1, IGNORE_LABEL], [1, 1]]
 
+    def test_a_pixel_seen_once_keeps_its_label(self):
+        from sarjax_datasets.builder import example
+        from sarjax_datasets.ombria.ombria_dataset_builder import SPEC
+
+        images = {m.name: np.full((2, 1, 3, len(m.bands)), 9, np.uint8) for m in SPEC.modalities}
+        valid = {m.name: np.zeros((2, 1, 3), bool) for m in SPEC.modalities}
+        valid["sar"][1, 0, 0] = valid["optical"][0, 0, 1] = True
+        tile = example(SPEC, 1, "t", images, valid, np.ones((1, 3), np.uint8))
+        assert tile["label"].tolist() == [[1, 1, IGNORE_LABEL]]
+        assert tile["sar"].sum() == 9
+        assert tile["optical"].sum() == 27
+
 
 class TestOmbria:
     def test_every_tile_comes_back(self, ombria):
