@@ -85,9 +85,10 @@ def test_on_devices():
 
 def test_sums_pass_the_range_of_int32():
     big = np.full((1, 2, 2), 2**30, np.int32)
-    batches = [{"id": np.array([i])} for i in range(5)]
-    evaluation = evaluate(lambda batch: big, batches)
-    assert np.array_equal(evaluation.confusion, np.full((2, 2), 5 * 2**30))
+    for ids in (range(5), [0] * 5):
+        evaluation = evaluate(lambda batch: big, [{"id": np.array([i])} for i in ids])
+        assert np.array_equal(evaluation.confusion, np.full((2, 2), 5 * 2**30))
+        assert np.array_equal(sum(evaluation.per_tile.values()), evaluation.confusion)
 
 
 def test_rows_of_one_tile_add_up():
