@@ -47,8 +47,7 @@ def geometry(batch: Mapping[str, Array], key: PRNGKeyArray, options: Augment) ->
     Resampling: with scale = 0 stored values only move. With scale > 0 images are bilinear over *valid* pixels
     (weights renormalised; integers rounded), valid masks and labels nearest, so no class is invented. No
     antialiasing: at f = 1/(1+scale) speckle is thinned out rather than averaged; a tie in rounding may fall either
-    way on another mesh. What lies outside the tile is 0 in
-    images, 0 in valid masks and 255 in labels.
+    way on another mesh. What lies outside the tile is 0 in images, 0 in valid masks and 255 in labels.
 
     Args:
       batch: images (b, t, h, w, c), each with its `<name>_valid` (b, t, h, w), `label` and `hidden_label` (b, h, w),
