@@ -13,10 +13,11 @@ from sarjax.data.build import build
 from sarjax.data.store import find, open_dataset, open_directory
 from sarjax.errors import UserError
 
-LEAVES_NOTHING = """
+KILLED = """
 import os, signal, sys
 from sarjax.data.build import build
-build("ombria", sys.argv[1], sys.argv[2], progress=lambda stage, done, total: {kill})
+kill = lambda stage, done, total: os.kill(os.getpid(), signal.SIGKILL) if stage == {stage!r} else None
+build("ombria", sys.argv[1], sys.argv[2], progress=kill)
 """
 
 
@@ -86,17 +87,20 @@ def test_a_failed_overwrite_keeps_what_was_there(tmp_path, ombria_source):
     assert len(open_directory(path).split("test")) == 1
 
 
-def test_a_killed_build_can_be_run_again(tmp_path, ombria_source):
+@pytest.mark.parametrize("stage", ["test", "statistics"])
+def test_a_killed_build_can_be_run_again(tmp_path, ombria_source, stage):
     out = tmp_path / "out"
-    script = LEAVES_NOTHING.format(kill="os.kill(os.getpid(), signal.SIGKILL) if stage == 'test' else None")
+    script = KILLED.format(stage=stage)
     result = subprocess.run([sys.executable, "-c", script, ombria_source, out], check=False)
     assert result.returncode == -signal.SIGKILL
     assert os.listdir(out) == [".building-ombria"]
     with pytest.raises(UserError, match="where there is nothing"):
         open_dataset("ombria", data_dir=out)
+    # What the killed build had finished is not taken for the new one's.
+    fake_data.write_ombria(ombria_source, train=("0005",), test=())
     path = build("ombria", ombria_source, out)
     assert os.listdir(out) == ["ombria"]
-    assert len(open_directory(path).split("train")) == 2
+    assert len(open_directory(path).split("train")) == 3
 
 
 def test_one_build_at_a_time(tmp_path, ombria_source):
