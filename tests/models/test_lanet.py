@@ -189,6 +189,26 @@ def test_momenta():
         np.testing.assert_allclose(share, 0.9 if path[0] == "encoder" else 0.05, atol=1e-4, err_msg=str(path))
 
 
+def test_the_residual_switch_is_the_embeddings():
+    _, variables, x = tiny(TINY["lanet"], shape=(1, 32, 32, 2))
+
+    @jax.jit
+    def inner(variables):
+        outputs = {}
+        for residual in (True, False):
+            network = build_network(LANet(width=1 / 8, residual=residual), 3)
+            _, state = network.apply(variables, x, False, capture_intermediates=True)
+            state = state["intermediates"]
+            outputs[residual] = {name: state[name]["__call__"][0] for name in ("low_attention", "embedding")}
+        return outputs
+
+    found = inner(variables)
+    np.testing.assert_array_equal(found[True]["low_attention"], found[False]["low_attention"])
+    np.testing.assert_allclose(
+        found[True]["embedding"], found[False]["embedding"] + found[False]["low_attention"], atol=1e-6
+    )
+
+
 def test_channels_scale_with_the_width():
     params = traverse_util.flatten_dict(tiny(TINY["lanet"])[1]["params"])
     shapes = {path: leaf.shape for path, leaf in params.items()}

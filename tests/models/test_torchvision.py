@@ -79,6 +79,14 @@ def test_loads_every_leaf_of_the_encoder_and_no_other(tmp_path):
         assert leaf.dtype == jnp.float32
 
 
+def test_loaded_leaves_stay_where_they_were(tmp_path):
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    variables = jax.device_put(variables_of(OPTIONS), everywhere)
+    loaded = load_encoder(variables, write(tmp_path, random_state()), OPTIONS)
+    assert {leaf.sharding for leaf in jax.tree.leaves(loaded)} == {everywhere}
+
+
 def test_the_classifier_may_be_left_out_and_half_precision_is_read(tmp_path):
     state = {key: value for key, value in random_state().items() if not key.startswith("fc.")}
     state = {key: value.astype(np.float16) for key, value in state.items() if "tracked" not in key}
