@@ -85,8 +85,7 @@ def train(
 
     # ------------------------------------------------------------------ input
     batches = make_batches(method, dataset, config, mesh)
-    if method.refresh is not None and start:
-        batches.tables = host_tables(method, state.memory)
+    batches.tables = host_tables(method, state.memory)
 
     # ------------------------------------------------------------------- step
     step_key = keys(experiment.seed)["step"]

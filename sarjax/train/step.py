@@ -96,7 +96,7 @@ def make_step(
         compute = whole if accumulate == 1 else in_parts
         grads, terms, outputs = compute(state.params, rest, batch, jax.random.fold_in(key, state.step), state.step)
         value = objective(terms, {name: t.weight for name, t in terms.items()})
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         rate = schedule(state.step)
 
         direction, opt_state = optimizer.update(grads, state.opt_state, state.params)

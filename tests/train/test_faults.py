@@ -1,0 +1,122 @@
+"""Runs that die: killed, stopped, with damaged checkpoints. What they end with is what an undisturbed run ends with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sarjax.train.checkpoint import Checkpoints
+
+HERE = Path(__file__).parent
+STEPS = 14
+
+
+def start(workdir, pause=0.0):
+    env = os.environ | {
+        "PYTHONPATH": str(HERE.parent),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command = [sys.executable, str(HERE / "run_toy.py"), str(workdir), str(STEPS), str(pause)]
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    _, err = process.communicate(timeout=300)
+    return process.returncode, err
+
+
+def rows(workdir):
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+def wait_for_step(workdir, step, process):
+    for _ in range(3000):
+        if any(row["step"] >= step for row in rows(workdir)):
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was never reached")
+
+
+def final(workdir):
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    assert checkpoints.fault(STEPS) is None
+    return checkpoints.restore_step(STEPS, checkpoints.stored(STEPS))[0]
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    code, err = finish(start(workdir))
+    assert code == 0, err
+    return workdir
+
+
+def assert_like(workdir, undisturbed):
+    assert_same(final(workdir), final(undisturbed))
+    assert rows(workdir) == rows(undisturbed), "no row is missing or doubled"
+
+
+def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
+    """Twice, in mid-epoch and after a refresh of the partner table; the state and every logged number agree."""
+    workdir = tmp_path / "killed"
+    for strike in (4, 9):
+        process = start(workdir, pause=0.15)
+        wait_for_step(workdir, strike, process)
+        process.send_signal(signal.SIGKILL)
+        assert finish(process)[0] == -signal.SIGKILL
+    code, err = finish(start(workdir))
+    assert code == 0, err
+    assert "resuming at step" in err
+    assert "not bit-identical" not in err
+    assert_like(workdir, undisturbed)
+
+
+def test_sigterm_saves_and_exits_0(undisturbed, tmp_path):
+    workdir = tmp_path / "stopped"
+    process = start(workdir, pause=0.15)
+    wait_for_step(workdir, 5, process)
+    process.send_signal(signal.SIGTERM)
+    code, err = finish(process)
+    assert code == 0, err
+    assert "stopped by signal after step" in err
+    stopped_at = Checkpoints(workdir / "checkpoints", read_only=True).steps()[-1]
+    assert stopped_at == rows(workdir)[-1]["step"] < STEPS
+    code, err = finish(start(workdir))
+    assert code == 0, err
+    assert f"resuming at step {stopped_at}" in err
+    assert_like(workdir, undisturbed)
+
+
+def test_damaged_newest_checkpoint(undisturbed, tmp_path):
+    workdir = tmp_path / "damaged run"
+    process = start(workdir, pause=0.15)
+    wait_for_step(workdir, 7, process)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 0
+    newest = Checkpoints(workdir / "checkpoints", read_only=True).steps()[-1]
+    victim = max(
+        (p for p in (workdir / "checkpoints" / str(newest)).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 64
+    victim.write_bytes(data)
+    code, err = finish(start(workdir))
+    assert code == 0, err
+    assert f"checkpoints/{newest} is damaged" in err
+    assert_like(workdir, undisturbed)

@@ -1,0 +1,168 @@
+"""The method record end to end: streams, teacher, memory, heads, auxiliary; and what a run's directory refuses."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from sarjax import config as configs
+from sarjax.config import Mesh
+from sarjax.errors import UserError
+from sarjax.options import FCN, Supervised
+from sarjax.train import loop
+from sarjax.train.checkpoint import Checkpoints
+from sarjax.train.mesh import make_mesh
+from sarjax.train.run import read_config, read_manifest, restore_run
+
+
+def train(cfg, workdir, **kwargs):
+    said = []
+    state = loop.train(cfg, workdir, say=said.append, **({"dataset": toy.dataset()} | kwargs))
+    return state, said
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("teacher") / "run"
+    train(toy.config(toy.Toy()), workdir)
+    return workdir
+
+
+def test_everything_a_method_may_have(teacher, tmp_path):
+    cfg = toy.config(toy.Toy(taught=True))
+    state, said = train(cfg, tmp_path / "student", teacher=teacher)
+    workdir = tmp_path / "student"
+    names = {p.name for p in workdir.iterdir()}
+    assert {"config.json", "manifest.json", "spec.json", "stats.json", "metrics.jsonl", "checkpoints", "best"} <= names
+    assert {p.name for p in (workdir / "teacher").iterdir()} == {
+        "config.json", "spec.json", "stats.json", "weights.safetensors", "origin.json",
+    }  # fmt: skip
+    assert (np.asarray(state.memory["neighbours"])[:, 0] >= 0).all(), "refreshed at the epoch's end"
+    stored = Checkpoints(workdir / "checkpoints", read_only=True).stored(6)
+    assert "frozen" not in stored
+    assert set(stored["params"]) == {"encoder", "main", "other", "auxiliary"}, "no teacher in the checkpoint"
+    text = " ".join(said)
+    assert "parameters" in text
+    assert "GFLOP" in text
+    assert "6 steps, 1.5 an epoch of 12 labelled tiles" in text
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = [r for r in rows if "loss" in r]
+    assert [r["step"] for r in losses] == [1, 2, 3, 4, 5, 6]
+    assert {"main", "partner", "taught", "small", "hits", "learning_rate"} <= set(losses[0])
+    assert [r["step"] for r in rows if "val/miou" in r] == [3, 6]
+
+
+def test_a_student_predicts_without_its_teacher(teacher, tmp_path):
+    workdir = tmp_path / "student"
+    state, _ = train(toy.config(toy.Toy(taught=True)), workdir, teacher=teacher)
+    (workdir / "teacher" / "weights.safetensors").unlink()
+    restored = restore_run(workdir, make_mesh(Mesh(), jax.devices()[:1]), checkpoint="last")
+    assert set(restored.method.heads) == {"main", "other"}
+    batch = {k: v[None] for k, v in toy.dataset().split("val")[0].items()}
+    a, b = (h.predict(restored.params, restored.stats, batch) for h in restored.method.heads.values())
+    assert a.shape == b.shape == (1, 32, 32, 3)
+    np.testing.assert_array_equal(restored.params["main"]["kernel"], state.params["main"]["kernel"])
+
+
+def test_the_teacher_is_watched(teacher, tmp_path):
+    workdir, cfg = tmp_path / "student", toy.config(toy.Toy(taught=True))
+    with pytest.raises(UserError, match="needs a teacher"):
+        train(cfg, tmp_path / "alone")
+    with pytest.raises(UserError, match="takes no teacher"):
+        train(toy.config(Supervised()), tmp_path / "none", teacher=teacher)
+    train(cfg, workdir, teacher=teacher)
+    train(cfg, workdir, teacher=teacher)
+    other = tmp_path / "another"
+    train(toy.config(toy.Toy(), seed=5), other)
+    with pytest.raises(UserError, match="copy of another teacher"):
+        train(cfg, workdir, teacher=other)
+    weights = workdir / "teacher" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(UserError, match="have changed since the run began"):
+        train(cfg, workdir)
+
+
+def test_a_teacher_that_does_not_fit(teacher, tmp_path):
+    spec = dataclasses.replace(toy.SPEC, classes=toy.SPEC.classes[:2], excluded=())
+    with pytest.raises(UserError, match="the teacher knows 3 classes"):
+        train(toy.config(toy.Toy(taught=True)), tmp_path / "x", teacher=teacher, dataset=toy.dataset(spec=spec))
+
+
+@pytest.mark.parametrize("mesh", [Mesh(8), Mesh(4, 2)])
+def test_sharded_over_eight_devices(teacher, tmp_path, mesh):
+    cfg = toy.config(toy.Toy())
+    execution = dataclasses.replace(cfg.execution, mesh=mesh)
+    sharded, _ = train(dataclasses.replace(cfg, execution=execution), tmp_path / "run")
+    one = restore_run(teacher, make_mesh(Mesh()), checkpoint="last")
+    for a, b in zip(jax.tree.leaves(sharded.params), jax.tree.leaves(one.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_another_experiment_is_refused_with_the_difference(tmp_path):
+    cfg = toy.config(Supervised(), steps=2)
+    train(cfg, tmp_path)
+    with pytest.raises(UserError, match=r"seed: 0 -> 1.*another --workdir"):
+        train(dataclasses.replace(cfg, experiment=dataclasses.replace(cfg.experiment, seed=1)), tmp_path)
+    with pytest.raises(UserError, match=r"data.fingerprint: 'toy-32-0' -> 'toy-32-9'"):
+        train(cfg, tmp_path, dataset=toy.dataset(seed=9))
+    free = dataclasses.replace(cfg, execution=dataclasses.replace(cfg.execution, log_every=2))
+    _, said = train(free, tmp_path)
+    assert "trained to its last step" in said[-1]
+    state, _ = train(cfg, tmp_path, extend_steps=4)
+    assert int(state.step) == read_config(tmp_path).experiment.steps == 4
+    assert len(read_manifest(tmp_path)["starts"]) == 2
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        train(toy.config(Supervised()), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_warm_start_keeps_all_but_a_head_of_other_classes(tmp_path):
+    cfg = toy.config(Supervised(), steps=2)
+    train(cfg, tmp_path / "a")
+    spec = dataclasses.replace(toy.SPEC, classes=toy.SPEC.classes[:2], excluded=())
+    data = toy.dataset(spec=spec)
+    still = dataclasses.replace(
+        cfg, experiment=dataclasses.replace(cfg.experiment, optimizer=configs.Optimizer(learning_rate=0.0), steps=1)
+    )
+    second, said = train(still, tmp_path / "b", init_from=tmp_path / "a", dataset=data)
+    assert any("fresh: " in line and "kernel" in line for line in said)
+    best = restore_run(tmp_path / "a", make_mesh(Mesh()))
+    np.testing.assert_array_equal(
+        second.params["encoder"]["conv1"]["kernel"], best.params["encoder"]["conv1"]["kernel"]
+    )
+    wider = dataclasses.replace(still.experiment, network=FCN(width=0.125, stages=1))
+    with pytest.raises(UserError, match="has another network"):
+        train(dataclasses.replace(still, experiment=wider), tmp_path / "c", init_from=tmp_path / "a", dataset=data)
+
+
+def test_steps_that_stay_bad_stop_the_run(tmp_path):
+    cfg = toy.config(Supervised(), optimizer=configs.Optimizer(name="sgd", learning_rate=1e30), steps=12)
+    cfg = dataclasses.replace(cfg, execution=dataclasses.replace(cfg.execution, max_bad_steps=3, checkpoint_every=1))
+    with pytest.raises(UserError, match=r"not finite 3 steps in a row.*the last good checkpoint is .*checkpoints/"):
+        train(cfg, tmp_path / "run")
+
+
+def test_what_the_data_do_not_hold_is_named(tmp_path):
+    spec = dataclasses.replace(toy.SPEC, modalities=toy.SPEC.modalities[1:])
+    with pytest.raises(UserError, match=r"'sar'.*'toy'"):
+        train(toy.config(Supervised()), tmp_path / "run", dataset=toy.dataset(spec=spec))
+    with pytest.raises(UserError, match=r"'toy' needs 'sar', which data set 'toy' does not hold"):
+        train(toy.config(toy.Toy()), tmp_path / "run2", dataset=toy.dataset(spec=spec))
+
+
+def test_rows_that_devices_cannot_share(tmp_path):
+    with pytest.raises(UserError, match="8 devices with 2 microbatches cannot share equally; a multiple of 16"):
+        train(toy.config(Supervised(), accumulate=2), tmp_path / "run")
+
+
+def test_accumulation_says_what_sees_a_microbatch_only(tmp_path):
+    cfg = toy.config(Supervised(dice=1.0), batch_size=16, accumulate=2, steps=1)
+    _, said = train(cfg, tmp_path / "run")
+    assert any("batch-norm, Dice see a microbatch only" in line for line in said)
