@@ -126,8 +126,12 @@ def make_scene(seed: int, index: int, size: tuple[int, int], dates: int = 1) -> 
             label[t][part] = cover * 10
             rng = np.random.default_rng([seed, index, t, first])
             optical[t][part], sar[t][part] = land.render(ground, cover, t, rows, columns, rng)
-    # Rows of real sheets end at 24: a made-up name is never one of the published scenes.
-    return Scene(f"NH49E{900 + index // 24:03d}{index % 24 + 1:03d}.tif", optical, sar, label)
+    return Scene(scene_name(index), optical, sar, label)
+
+
+def scene_name(index: int) -> str:
+    """A file name like the real ones, and never one of them: rows of real sheets end at 24."""
+    return f"NH49E{900 + index // 24:03d}{index % 24 + 1:03d}.tif"
 
 
 def _is_there(out: Path, settings: dict[str, int]) -> bool:

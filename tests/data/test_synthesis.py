@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from sarjax.data.synthesis import SHARES, WATER, make_scene, synthesize
+from sarjax.data.synthesis import SHARES, WATER, make_scene, scene_name, synthesize
 from sarjax.errors import UserError
 
 
@@ -47,10 +47,26 @@ def test_the_layout_is_the_real_one(tmp_path):
         with rasterio.open(out / folder / name) as f:
             assert (f.width, f.height, f.count, f.dtypes[0]) == (140, 90, bands, "uint8")
             assert f.compression.name == "lzw"
+    assert name == scene_name(0)
+
+
+def test_made_up_names_are_like_real_ones_and_are_none():
     from sarjax_datasets.whu_opt_sar.whu_opt_sar_dataset_builder import _official
 
-    assert name not in _official()
-    assert name.startswith("NH49E")
+    names = [scene_name(i) for i in range(24 * 24)]
+    assert len(set(names)) == len(names)
+    assert {len(name) for name in names} == {len(name) for name in _official()}
+    assert not set(names) & set(_official())
+
+
+def test_every_scene_has_its_own_speckle():
+    images = []
+    for i in range(2):
+        scene = make_scene(0, i, (256, 256))
+        images.append((scene.sar[0].astype(np.float64), scene.label[0] == 50))
+    both = images[0][1] & images[1][1]
+    assert both.sum() > 1000
+    assert abs(np.corrcoef(images[0][0][both], images[1][0][both])[0, 1]) < 0.15
 
 
 def test_a_band_of_rows_is_the_same_whatever_is_rendered_with_it():
