@@ -158,12 +158,18 @@ class Config:
 def to_dict(value: Any) -> Any:
     """A dataclass as plain JSON values; options carry their `name`, by which `from_dict` finds their class."""
     if dataclasses.is_dataclass(value):
-        d = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        hints = typing.get_type_hints(type(value))
+        d = {f.name: _plain(hints[f.name], getattr(value, f.name)) for f in dataclasses.fields(value)}
         tag = getattr(type(value), "NAME", None)
         return {"name": tag, **d} if tag else d
     if isinstance(value, tuple):
         return [to_dict(v) for v in value]
     return value
+
+
+def _plain(hint: Any, value: Any) -> Any:
+    """A whole number given for a float is that float, so that equal configurations are equal as text."""
+    return float(value) if hint is float else to_dict(value)
 
 
 def from_dict(cls: type, d: Any, where: str = "") -> Any:

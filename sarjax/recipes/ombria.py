@@ -24,7 +24,7 @@ def ombria_s1() -> Config:
             network=LANet(),
             method=Supervised(dice=1.0),
             augment=Augment(flip=True, rotate=True),
-            optimizer=Optimizer(name="adamw", learning_rate=1e-3, weight_decay=1e-2, schedule="cosine"),
+            optimizer=Optimizer(name="adamw", learning_rate=2e-3, weight_decay=1e-2, schedule="cosine"),
             batch_size=8,
             epochs=120,
         )

@@ -21,18 +21,27 @@ RULES: tuple[tuple[str, str], ...] = ((r"^(step|skipped|bad_in_a_row)$", "replic
 def make_mesh(shape: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """A mesh over all devices; one axis may be -1 and takes what the others leave.
 
+    Sizes that are all given may use fewer devices than a single process has: the first ones.
     Axes are of type Auto: sharding is inferred by the compiler from where inputs live.
     """
-    count = len(devices if devices is not None else jax.devices())
+    devices = list(devices if devices is not None else jax.devices())
     sizes = [getattr(shape, axis) for axis in AXES]
-    fixed = int(np.prod([s for s in sizes if s != -1]))
-    if sizes.count(-1) > 1 or fixed < 1 or count % fixed or (-1 not in sizes and fixed != count):
+    given = [s for s in sizes if s != -1]
+    product = int(np.prod(given))
+    if min(given, default=1) < 1 or len(given) < len(AXES) - 1 or product > len(devices):
+        fits = False
+    elif len(given) == len(AXES):
+        fits = product == len(devices) or jax.process_count() == 1
+    else:
+        fits = len(devices) % product == 0
+    if not fits:
         raise UserError(
-            f"execution.mesh is data={shape.data} fsdp={shape.fsdp} space={shape.space}, which does not use "
-            f"{count} devices exactly; sizes whose product is {count}, or one of them -1, are accepted."
+            f"execution.mesh is data={shape.data} fsdp={shape.fsdp} space={shape.space}, which {len(devices)} devices "
+            f"do not make up; sizes whose product is {len(devices)}, or one of them -1, are accepted."
         )
-    sizes = [count // fixed if s == -1 else s for s in sizes]
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    sizes = [len(devices) // product if s == -1 else s for s in sizes]
+    used = devices[: int(np.prod(sizes))]
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
 
 
 def row_shards(mesh: jax.sharding.Mesh) -> int:

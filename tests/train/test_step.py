@@ -184,7 +184,12 @@ def test_fsdp_shards_what_is_large():
 
 def test_mesh_that_does_not_fit():
     with pytest.raises(toy.UserError, match="product is 8"):
-        make_mesh(config.Mesh(3, 1, 1))
+        make_mesh(config.Mesh(3, 3, 1))
+    with pytest.raises(toy.UserError, match="product is 8"):
+        make_mesh(config.Mesh(-1, 3, 1))
+    with pytest.raises(toy.UserError, match="product is 8"):
+        make_mesh(config.Mesh(-1, -1, 1))
+    assert make_mesh(config.Mesh(2, 1, 1)).size == 2
     assert dict(make_mesh(config.Mesh(-1, 2, 2)).shape) == {"data": 2, "fsdp": 2, "space": 2}
 
 
