@@ -18,6 +18,7 @@ from typing import Any
 from sarjax.data import statistics
 from sarjax.data.store import SPEC_FILE, STATISTICS_FILE, data_root
 from sarjax.errors import UserError, unknown
+from sarjax.files import write_atomically
 
 Progress = Callable[[str, int, int], None]
 
@@ -70,7 +71,7 @@ def build(
         builder.progress = progress
         _run(builder, source, temporary)
         made = Path(builder.data_dir)
-        statistics.write_beside(made, SPEC_FILE, builder.spec.to_json())
+        write_atomically(made / SPEC_FILE, builder.spec.to_json())
         statistics.write(made, progress)
         _publish(made, final, temporary)
     return final

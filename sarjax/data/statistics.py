@@ -4,17 +4,15 @@ Integer bands are summed exactly, so that the same records give the same `stats.
 on every machine; float bands are merged tile by tile in float64.
 """
 
-import hashlib
 import math
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from sarjax.data.store import STATISTICS_FILE, Dataset, open_directory
-from sarjax.errors import UserError
+from sarjax.files import file_digest, write_atomically
 from sarjax.spec import BandStatistics, Statistics
 
 
@@ -79,7 +77,7 @@ def compute(dataset: Dataset, progress: Callable[[str, int, int], None] | None =
         bands={name: m.result() for name, m in moments.items()},
         class_pixels=tuple(int(n) for n in classes[: spec.num_classes]),
         tiles={name: len(dataset.split(name)) for name in dataset.splits},
-        records={path.name: _sha256(path) for path in record_files(dataset.directory)},
+        records={path.name: file_digest(path)[1] for path in record_files(dataset.directory)},
     )
 
 
@@ -89,27 +87,10 @@ def write(directory: str | os.PathLike, progress: Callable[[str, int, int], None
     `sarjax data stats DIR`. Raises UserError if `directory` holds no records or may not be written to.
     """
     dataset = open_directory(directory, need_statistics=False)
-    write_beside(dataset.directory, STATISTICS_FILE, compute(dataset, progress).to_json())
+    write_atomically(dataset.directory / STATISTICS_FILE, compute(dataset, progress).to_json())
     return dataset.directory / STATISTICS_FILE
-
-
-def write_beside(directory: Path, name: str, text: str) -> None:
-    """Writes directory/name in one move; UserError when it may not."""
-    temporary = directory / f".{name}.{secrets.token_hex(4)}"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, directory / name)
-    except OSError as e:
-        raise UserError(f"cannot write {directory / name}: {e.strerror}; a writable folder is needed.") from e
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def record_files(directory: Path) -> list[Path]:
     """The record shards in `directory`, sorted by name."""
     return sorted(directory.glob("*.array_record-*"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

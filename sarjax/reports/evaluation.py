@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ from rich.table import Table
 
 from sarjax.evaluate.evaluator import Evaluation
 from sarjax.evaluate.metrics import PER_CLASS, nan_mean
-from sarjax.spec import IGNORE_LABEL, DatasetSpec, ModalitySpec
+from sarjax.files import write_atomically
+from sarjax.reports.drawing import display, figure, legend, paint, save
+from sarjax.spec import IGNORE_LABEL, DatasetSpec
 
 COLUMNS = ("class", "pixels", *PER_CLASS, "tile_mean_f1", "tile_mean_iou", "tiles")
-NO_DATA = (235, 235, 235)
-IGNORED = (255, 255, 255)
 
 
 def to_dict(evaluation: Evaluation, spec: DatasetSpec) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def from_dict(d: Mapping[str, Any]) -> Evaluation:
 
 def write_json(path: Path, evaluation: Evaluation, spec: DatasetSpec) -> None:
     """`to_dict` as a file, written atomically."""
-    _write(path, (json.dumps(to_dict(evaluation, spec)) + "\n").encode())
+    write_atomically(path, (json.dumps(to_dict(evaluation, spec)) + "\n").encode())
 
 
 def read_json(path: Path) -> Evaluation:
@@ -83,7 +82,7 @@ def write_csv(path: Path, evaluation: Evaluation, spec: DatasetSpec) -> None:
     writer.writerow(COLUMNS)
     for row in _rows(evaluation, spec):
         writer.writerow(["" if v is None else f"{v:.6f}" if isinstance(v, float) else v for v in row])
-    _write(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode())
 
 
 def table(evaluation: Evaluation, spec: DatasetSpec, title: str = "") -> Table:
@@ -127,12 +126,14 @@ def _four(x: float | None) -> str:
 
 def confusion_png(path: Path, confusion: Integer[np.ndarray, "k k"], class_names: Sequence[str]) -> None:
     """The confusion matrix: colour = share of the true class (rows add up to 1), text = that share and the count."""
-    plt = _pyplot()
+    from matplotlib import colormaps
+
     k = len(class_names)
     support = confusion.sum(1, keepdims=True)
     share = np.divide(confusion, support, out=np.full((k, k), np.nan), where=support > 0)
-    fig, ax = plt.subplots(figsize=(2.2 + 0.95 * k, 1.4 + 0.8 * k), layout="constrained")
-    colours = plt.get_cmap("Blues").with_extremes(bad="#eeeeee")
+    fig = figure(figsize=(2.2 + 0.95 * k, 1.4 + 0.8 * k))
+    ax = fig.subplots()
+    colours = colormaps["Blues"].with_extremes(bad="#eeeeee")
     shown = ax.imshow(share, cmap=colours, vmin=0, vmax=1, aspect="auto")
     for i in range(k):
         for j in range(k):
@@ -147,7 +148,7 @@ def confusion_png(path: Path, confusion: Integer[np.ndarray, "k k"], class_names
     ax.set_xlabel("predicted")
     ax.set_ylabel("truth")
     fig.colorbar(shown, ax=ax, label="share of the true class", fraction=0.05)
-    _save(path, fig)
+    save(fig, path)
 
 
 def _count(n: int) -> str:
@@ -167,8 +168,7 @@ def panels(
 ) -> None:
     """A row per tile: the images of every modality and date that it holds, the truth, and each prediction.
 
-    Images are stretched for display between their 2nd and 98th percentile, intensity and amplitude in dB first; three
-    bands or more show the first three as red, green, blue, fewer the first in grey. Grey, flat areas have no data.
+    Images as `drawing.display` shows them.
 
     Args:
       path: of the PNG.
@@ -177,20 +177,14 @@ def panels(
       spec: of the data set: modalities, class names, colours.
       row_names: written beside the rows, e.g. tile ids.
     """
-    plt = _pyplot()
     columns = [
         (name, date) for name in spec.modality_names if name in tiles[0] for date in range(tiles[0][name].shape[0])
     ]
     titles = [name if spec.dates == 1 else f"{name}, date {date + 1}" for name, date in columns]
     titles += ["truth", *predictions]
     height = max(tile["label"].shape[0] / tile["label"].shape[1] for tile in tiles)
-    fig, axes = plt.subplots(
-        len(tiles),
-        len(titles),
-        figsize=(1.9 * len(titles) + 0.3, 1.9 * height * len(tiles) + 0.8),
-        squeeze=False,
-        layout="constrained",
-    )
+    fig = figure(figsize=(1.9 * len(titles) + 0.3, 1.9 * height * len(tiles) + 0.8))
+    axes = fig.subplots(len(tiles), len(titles), squeeze=False)
     for number, (tile, line) in enumerate(zip(tiles, axes, strict=True)):
         pictures = [
             display(tile[name][date], tile[f"{name}_valid"][date], spec.modality(name)) for name, date in columns
@@ -204,34 +198,8 @@ def panels(
                 ax.set_title(title, fontsize=9)
         if row_names:
             line[0].set_ylabel(str(row_names[number]), fontsize=9)
-    entries = list(zip(spec.class_names, spec.palette, strict=True))
-    if any((tile["label"] == IGNORE_LABEL).any() for tile in tiles):
-        entries.append(("ignored", IGNORED))
-    patches = [plt.Rectangle((0, 0), 1, 1, fc=np.array(c) / 255, ec="black", lw=0.5, label=n) for n, c in entries]
-    fig.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 8), fontsize=8, frameon=False)
-    _save(path, fig)
-
-
-def paint(labels: Integer[np.ndarray, "h w"], spec: DatasetSpec) -> Integer[np.ndarray, "h w 3"]:
-    """Class indices as colours of the data set, uint8; what is no class is white."""
-    colours = np.full((256, 3), IGNORED, np.uint8)
-    colours[: spec.num_classes] = spec.palette
-    return colours[np.asarray(labels, np.uint8)]
-
-
-def display(
-    image: Num[np.ndarray, "h w c"], valid: Integer[np.ndarray, "h w"], modality: ModalitySpec
-) -> Integer[np.ndarray, "h w 3"]:
-    """One date of one modality as uint8 RGB, each band stretched between its 2nd and 98th percentile."""
-    keep = np.asarray(valid) > 0
-    shown = []
-    for number in (0, 1, 2) if image.shape[-1] >= 3 else (0, 0, 0):
-        band = np.asarray(image[..., number], np.float64)
-        if modality.bands[number].radiometry in ("intensity", "amplitude"):
-            band = np.log10(np.maximum(band, 1e-6))
-        low, high = np.percentile(band[keep], (2, 98)) if keep.any() else (0.0, 1.0)
-        shown.append(np.clip((band - low) / max(high - low, 1e-9), 0, 1) * 255)
-    return np.where(keep[..., None], np.round(np.stack(shown, -1)), NO_DATA).astype(np.uint8)
+    legend(fig, spec, any((tile["label"] == IGNORE_LABEL).any() for tile in tiles))
+    save(fig, path)
 
 
 def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -> None:
@@ -240,8 +208,8 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -> No
     rows: of metrics.jsonl, in order: training rows have `loss`, evaluations `val/...`; None (not finite) is a gap.
     Shown of the latter: mIoU, pixel accuracy and the IoU per class, pooled.
     """
-    plt = _pyplot()
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    fig = figure(figsize=(10, 3.6))
+    left, right = fig.subplots(1, 2)
     loss = _series(rows, "loss")
     left.plot(*loss, color="0.75", lw=1)
     if len(loss[0]) >= 10:
@@ -269,7 +237,7 @@ def curves(path: Path, rows: Sequence[Mapping[str, Any]], title: str = "") -> No
         ax.spines[["top", "right"]].set_visible(False)
     if title:
         fig.suptitle(title, fontsize=11)
-    _save(path, fig)
+    save(fig, path)
 
 
 def _series(rows, name):
@@ -284,27 +252,3 @@ def _running_mean(x, y, width):
     if len(y) < width:
         return x, y
     return x[width - 1 :], np.convolve(y, np.ones(width) / width, mode="valid")
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _save(path: Path, fig: Any) -> None:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=130)
-    _pyplot().close(fig)
-    _write(path, buffer.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Under a temporary name first, so that a reader never sees half a file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -5,9 +5,7 @@ writes {file: [size, sha256]} beside every finished step, and restoring walks fr
 until one is whole. The only importer of orbax.
 """
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,19 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from sarjax.errors import UserError
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Under a temporary name first, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def file_digest(path: Path) -> tuple[int, str]:
-    """(size in bytes, sha256)."""
-    with path.open("rb") as f:
-        return path.stat().st_size, hashlib.file_digest(f, "sha256").hexdigest()
+from sarjax.files import file_digest, write_atomically
 
 
 class Checkpoints:

@@ -12,8 +12,8 @@ import jax
 
 from sarjax.config import Config
 from sarjax.data.pipeline import labelled_split
+from sarjax.files import write_atomically
 from sarjax.methods.record import Method, Schedule
-from sarjax.train.checkpoint import write_atomically
 from sarjax.train.state import TrainState
 
 

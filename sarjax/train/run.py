@@ -21,10 +21,11 @@ from sarjax.config import Config, Experiment
 from sarjax.data.pipeline import labelled_split
 from sarjax.data.store import Dataset
 from sarjax.errors import UserError
+from sarjax.files import write_atomically
 from sarjax.methods import build_method
 from sarjax.methods.record import Context, Method, Schedule, Tree
 from sarjax.spec import DatasetSpec, Statistics
-from sarjax.train.checkpoint import Checkpoints, write_atomically
+from sarjax.train.checkpoint import Checkpoints
 from sarjax.train.mesh import infer_sharding
 
 PACKAGES = ("sarjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from sarjax.errors import UserError
+from sarjax.files import file_digest, write_atomically
 from sarjax.methods import build_method
 from sarjax.methods.record import Context, Schedule, Teacher, Tree, Variables
-from sarjax.train.checkpoint import file_digest, write_atomically
 from sarjax.train.mesh import flatten, infer_sharding
 from sarjax.train.run import read_config, read_data_description, restore_run
 

@@ -7,35 +7,30 @@ import pytest
 from PIL import Image
 
 from sarjax.errors import UserError
-from sarjax.reports import sheet
+from sarjax.reports import drawing, sheet
 
 
 def test_it_is_drawn(ombria, whu, tmp_path):
     for _, dataset in (ombria, whu):
         path = sheet.sheet(dataset, "train", tmp_path / f"{dataset.spec.name} ü.png", 2)
         pixels = np.asarray(Image.open(path).convert("RGB"))
-        for c in (*dataset.spec.palette, sheet.NO_DATA_COLOUR):
+        for c in (*dataset.spec.palette, drawing.NO_DATA):
             assert (pixels == c).all(-1).sum() > 50, c
     assert len(os.listdir(tmp_path)) == 2
 
 
 def test_bands_and_stretch(ombria, whu):
-    assert sheet.shown_bands(whu[1].spec.modality("optical")) == (2, 1, 0)
-    assert sheet.shown_bands(ombria[1].spec.modality("optical")) == (0, 1, 2)
-    assert sheet.shown_bands(ombria[1].spec.modality("sar")) == (0,)
+    assert drawing.shown_bands(whu[1].spec.modality("optical")) == (2, 1, 0)
+    assert drawing.shown_bands(ombria[1].spec.modality("optical")) == (0, 1, 2)
+    assert drawing.shown_bands(ombria[1].spec.modality("sar")) == (0,)
     image = np.linspace(50, 60, 10_000, dtype=np.float32).reshape(100, 100, 1)
     valid = np.ones((100, 100), np.uint8)
     valid[0, 0] = 0
-    shown = sheet.render(ombria[1].spec.modality("sar"), image, valid)
-    assert tuple(shown[0, 0]) == sheet.NO_DATA_COLOUR
+    shown = drawing.display(image, valid, ombria[1].spec.modality("sar"))
+    assert tuple(shown[0, 0]) == drawing.NO_DATA
     assert (shown[0, 1:50] == 0).all()
     assert (shown[-1, -50:] == 255).all()
     assert abs(int(shown[50, 0, 0]) - 128) <= 1
-
-
-def test_ignored_pixels_are_black(whu):
-    label = np.array([[0, 255]], np.uint8)
-    assert sheet.colour(whu[1].spec, label).tolist() == [[[204, 102, 0], [0, 0, 0]]]
 
 
 def test_the_histogram_is_of_the_training_labels(whu):

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from sarjax.evaluate.evaluator import Evaluation
+from sarjax.reports import drawing
 from sarjax.reports import evaluation as reports
 from sarjax.spec import BandSpec, ClassSpec, DatasetSpec, ModalitySpec
 
@@ -88,11 +89,11 @@ def test_pictures(evaluation, tmp_path):
 
 
 def test_colours_of_labels_and_of_no_data():
-    painted = reports.paint(np.array([[0, 1, 255]]), SPEC)
+    painted = drawing.paint(np.array([[0, 1, 255]]), SPEC)
     assert painted.tolist() == [[[200, 180, 90], [0, 0, 255], [255, 255, 255]]]
     image = np.array([[[1.0, 1], [100, 1], [1e9, 1]]])
-    shown = reports.display(image, np.array([[1, 1, 0]]), SPEC.modality("sar"))
-    assert shown[0, 2].tolist() == list(reports.NO_DATA)
+    shown = drawing.display(image, np.array([[1, 1, 0]]), SPEC.modality("sar"))
+    assert shown[0, 2].tolist() == list(drawing.NO_DATA)
     assert shown[0, 0, 0] < 10 < 240 < shown[0, 1, 0]
 
 
