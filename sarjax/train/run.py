@@ -104,7 +104,10 @@ def record_start(workdir: Path, env: dict[str, Any], fingerprint: str, step: int
 
 def read_manifest(workdir: Path) -> dict[str, Any]:
     path = workdir / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as e:
+        raise UserError(f"{path} is damaged ({e}); the file that the run wrote is accepted.") from e
 
 
 def write_manifest(workdir: Path, manifest: dict[str, Any]) -> None:
@@ -117,7 +120,10 @@ def read_config(workdir: Path) -> Config:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run (no config.json); a directory made by `sarjax train` is accepted.")
-    return configs.from_json(path.read_text(encoding="utf-8"))
+    try:
+        return configs.from_json(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path} is damaged ({e}); the file that the run wrote is accepted.") from e
 
 
 class Restored(NamedTuple):
