@@ -22,7 +22,7 @@ from sarjax.train.feed import epoch_ends, host_tables, make_batches, refreshed, 
 from sarjax.train.loggers import MetricsFile, TensorBoard, Terminal, summary
 from sarjax.train.mesh import abstract_batch, make_mesh, put_batch, replicated
 from sarjax.train.optimizer import learning_rate, make_optimizer
-from sarjax.train.run import environment, make_schedule, prepare, record_start
+from sarjax.train.run import claim, environment, make_schedule, record_start, resolve
 from sarjax.train.state import TrainState, abstract_state, born_sharded, keys
 from sarjax.train.step import make_step
 
@@ -48,44 +48,53 @@ def train(
     data = config.experiment.data
     dataset = dataset or open_dataset(data.name, data.config, execution.data_dir)
 
-    # --------------------------------------------------- devices, run directory
+    # ------------------------------------------------- devices, configuration
     mesh = make_mesh(execution.mesh)
-    config = prepare(workdir, config, dataset, extend_steps=extend_steps)
+    config = resolve(workdir, config, dataset, extend_steps=extend_steps)
     experiment = config.experiment
 
-    # ---------------------------------------------------------------- method
-    frozen = known = None
-    if teacher is not None:
-        teachers.adopt(teacher, workdir, mesh)
-    if (workdir / "teacher").is_dir():
-        known, frozen = teachers.load(workdir, mesh)
-    method, schedule = make_method(config, dataset, known)
+    # ---------------------------------------------------------- method, input
+    copied = workdir / "teacher"
+    source = copied if copied.is_dir() else teacher
+    method, schedule = make_method(config, dataset, teachers.describe(source) if source else None)
+    batches = make_batches(method, dataset, config, mesh)
     optimizer = make_optimizer(experiment.optimizer)
     rate = learning_rate(experiment.optimizer, schedule.steps)
 
     # ----------------------------------------------------------------- state
     ema = experiment.optimizer.ema
+    abstract = abstract_state(method, optimizer, experiment.seed, ema > 0, mesh)
+
+    def first_state() -> TrainState:
+        born = born_sharded(method, optimizer, experiment.seed, ema > 0, mesh)
+        born = with_imported_weights(born, experiment)
+        return born if init_from is None else teachers.warm_start(born, init_from, mesh, say)
+
+    # A new run's first state comes before its directory: what is wrong with it leaves nothing behind.
+    state = None if (workdir / "config.json").exists() else first_state()
+    claim(workdir, config, dataset)
+    frozen = None
+    if teacher is not None:
+        teachers.adopt(teacher, workdir, mesh)
+    if source is not None:
+        frozen = teachers.load(workdir, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=execution.keep, say=say)
     best = Checkpoints(workdir / "best", keep=1, say=say) if keeps_best(config, dataset) else None
     managers = [m for m in (checkpoints, best) if m is not None]
-    abstract = abstract_state(method, optimizer, experiment.seed, ema > 0, mesh)
     restored = checkpoints.restore(abstract)
-    if restored is None:
-        state, position = born_sharded(method, optimizer, experiment.seed, ema > 0, mesh), {"best": None}
-        state = with_imported_weights(state, experiment)
-        if init_from is not None:
-            state = teachers.warm_start(state, init_from, mesh, say)
-    else:
+    position: dict[str, Any] = {"best": None}
+    if restored is not None:
         state, position = restored
+    elif state is None:
+        state = first_state()
+    batches.tables = host_tables(method, state.memory)
     start = int(state.step)
     if start >= schedule.steps:
         say(f"{workdir} is trained to its last step, {start}; --extend-steps N would go on.")
+        for manager in managers:
+            manager.close()
         return state
     record_start(workdir, environment(mesh), dataset.fingerprint, start, say)
-
-    # ------------------------------------------------------------------ input
-    batches = make_batches(method, dataset, config, mesh)
-    batches.tables = host_tables(method, state.memory)
 
     # ------------------------------------------------------------------- step
     step_key = keys(experiment.seed)["step"]

@@ -38,16 +38,15 @@ def make_schedule(experiment: Experiment, method_rows: float, tiles: int) -> Sch
     return Schedule(experiment.steps or max(1, round(experiment.epochs * per_epoch)), per_epoch)
 
 
-def prepare(workdir: Path, config: Config, dataset: Dataset, *, extend_steps: int = 0) -> Config:
-    """Opens the directory for `config` and returns the configuration that the run goes by.
+def resolve(workdir: Path, config: Config, dataset: Dataset, *, extend_steps: int = 0) -> Config:
+    """The configuration that the run in `workdir` goes by; writes nothing.
 
-    A new directory gets its files; one of the same experiment is continued; UserError, with the difference, for one of
-    another experiment, and for one that cannot be written.
+    A new or empty directory takes `config`; one of the same experiment is continued; UserError, with the difference,
+    for one of another experiment.
     """
     data = dataclasses.replace(config.experiment.data, fingerprint=dataset.fingerprint)
     config = dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, data=data))
-    path = workdir / "config.json"
-    if path.exists():
+    if (workdir / "config.json").exists():
         old = read_config(workdir)
         changed = configs.difference(old.experiment, config.experiment)
         if changed:
@@ -56,20 +55,25 @@ def prepare(workdir: Path, config: Config, dataset: Dataset, *, extend_steps: in
                 "would be accepted."
             )
         experiment = dataclasses.replace(old.experiment, steps=extend_steps or old.experiment.steps)
-        config = dataclasses.replace(config, experiment=experiment)
-    elif workdir.exists() and any(workdir.iterdir()):
+        return dataclasses.replace(config, experiment=experiment)
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} is not empty and holds no run; an empty or new directory would be accepted.")
-    elif extend_steps:
+    if extend_steps:
         raise UserError(f"{workdir} holds no run whose steps could be extended.")
+    return config
+
+
+def claim(workdir: Path, config: Config, dataset: Dataset) -> None:
+    """Writes what the run is into its directory; UserError where that is not allowed."""
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            write_atomically(workdir / "spec.json", dataset.spec.to_json())
-            write_atomically(workdir / "stats.json", dataset.statistics.to_json())
-            write_atomically(path, configs.to_json(config))
         except OSError as e:
             raise UserError(f"cannot write to {workdir}: {e.strerror}; a writable --workdir would be accepted.") from e
-    return config
+        write_atomically(workdir / "spec.json", dataset.spec.to_json())
+        write_atomically(workdir / "stats.json", dataset.statistics.to_json())
+        # Last: a directory without it holds no run.
+        write_atomically(workdir / "config.json", configs.to_json(config))
 
 
 def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:

@@ -59,20 +59,24 @@ def recorded_fingerprint(folder: Path) -> str:
     return json.loads((folder / "origin.json").read_text(encoding="utf-8"))["fingerprint"]
 
 
-def load(workdir: Path, mesh: jax.sharding.Mesh) -> tuple[Teacher, Variables]:
-    """The teacher in `workdir/teacher/`: its functions, and its variables sharded by the rules of the state.
+def describe(folder: Path) -> Teacher:
+    """The teacher in `folder`, a run or the copy in `RUN/teacher`, without its weights."""
+    experiment = read_config(folder).experiment
+    spec, statistics = read_data_description(folder)
+    method = build_method(Context(experiment, spec, statistics, Schedule(1, 1.0)), for_inference=True)
+    return Teacher(method, experiment, spec, statistics)
+
+
+def load(workdir: Path, mesh: jax.sharding.Mesh) -> Variables:
+    """The variables of the teacher in `workdir/teacher/`, sharded by the rules of the state.
 
     UserError when its files are not those that were adopted.
     """
     folder = workdir / "teacher"
     if fingerprint(folder) != recorded_fingerprint(folder):
         raise UserError(f"the files in {folder} have changed since the run began; restore them or start a new run.")
-    experiment = read_config(folder).experiment
-    spec, statistics = read_data_description(folder)
-    method = build_method(Context(experiment, spec, statistics, Schedule(1, 1.0)), for_inference=True)
     variables = read_weights(folder / "weights.safetensors")
-    placed = jax.device_put(variables, infer_sharding(mesh, variables))
-    return Teacher(method, experiment, spec, statistics), placed
+    return jax.device_put(variables, infer_sharding(mesh, variables))
 
 
 def read_weights(path: Path) -> Variables:

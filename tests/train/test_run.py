@@ -71,6 +71,7 @@ def test_the_teacher_is_watched(teacher, tmp_path):
     workdir, cfg = tmp_path / "student", toy.config(toy.Toy(taught=True))
     with pytest.raises(UserError, match="needs a teacher"):
         train(cfg, tmp_path / "alone")
+    assert not (tmp_path / "alone").exists()
     with pytest.raises(UserError, match="takes no teacher"):
         train(toy.config(Supervised()), tmp_path / "none", teacher=teacher)
     train(cfg, workdir, teacher=teacher)
@@ -89,6 +90,7 @@ def test_a_teacher_that_does_not_fit(teacher, tmp_path):
     spec = dataclasses.replace(toy.SPEC, classes=toy.SPEC.classes[:2], excluded=())
     with pytest.raises(UserError, match="the teacher knows 3 classes"):
         train(toy.config(toy.Toy(taught=True)), tmp_path / "x", teacher=teacher, dataset=toy.dataset(spec=spec))
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("mesh", [Mesh(8), Mesh(4, 2)])
@@ -166,3 +168,37 @@ def test_accumulation_says_what_sees_a_microbatch_only(tmp_path):
     cfg = toy.config(Supervised(dice=1.0), batch_size=16, accumulate=2, steps=1)
     _, said = train(cfg, tmp_path / "run")
     assert any("batch-norm, Dice see a microbatch only" in line for line in said)
+
+
+def test_a_resume_elsewhere_says_that_bits_may_differ(tmp_path, monkeypatch):
+    cfg = toy.config(toy.Toy())
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopFlag, "requested", lambda self, step: step == 4)
+        state, said = train(cfg, tmp_path)
+    assert int(state.step) == 4
+    other = dataclasses.replace(cfg, execution=dataclasses.replace(cfg.execution, mesh=Mesh(4, 2)))
+    state, said = train(other, tmp_path)
+    assert int(state.step) == 6
+    assert any("not bit-identical" in line and "mesh.fsdp: 1 -> 2" in line for line in said)
+
+
+def test_the_encoder_starts_from_a_file(tmp_path):
+    from safetensors.numpy import save_file
+
+    from sarjax.models.torchvision import layout
+
+    rng = np.random.default_rng(0)
+    shapes = {key: entry.shape for key, entry in layout("resnet18", width=0.0625).items()}
+    weights = {key: rng.uniform(0.5, 1.0, shape).astype(np.float32) for key, shape in shapes.items()}
+    save_file(weights, tmp_path / "r18.safetensors")
+    network = FCN(width=0.0625, stages=1, weights=str(tmp_path / "r18.safetensors"))
+    still = configs.Optimizer(name="sgd", learning_rate=0.0, ema=0.5)
+    state, _ = train(toy.config(Supervised(), network=network, optimizer=still, steps=1), tmp_path / "run")
+    kernel = np.asarray(state.params["encoder"]["conv1"]["kernel"])
+    expected = weights["conv1.weight"].mean(1, keepdims=True).transpose(2, 3, 1, 0) * 3
+    np.testing.assert_allclose(kernel, expected, rtol=1e-5)
+    np.testing.assert_array_equal(state.ema["encoder"]["conv1"]["kernel"], kernel)
+    gone = toy.config(Supervised(), network=dataclasses.replace(network, weights=str(tmp_path / "gone.safetensors")))
+    with pytest.raises(UserError, match=r"no weight file .*gone\.safetensors"):
+        train(gone, tmp_path / "run2")
+    assert not (tmp_path / "run2").exists(), "nothing half-written"
