@@ -6,9 +6,12 @@ they are told apart in JSON by their `name`.
 """
 
 import dataclasses
+import functools
 import json
+import math
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal
 
 from sarjax.errors import UserError, unknown
@@ -153,6 +156,51 @@ class Config:
     recipe: str = ""
     experiment: Experiment = Experiment()
     execution: Execution = Execution()
+
+
+_Accepts = tuple[str, Callable[[Any], bool]]
+_COUNT: _Accepts = "a whole number from 0", lambda v: v >= 0
+_POSITIVE_COUNT: _Accepts = "a whole number from 1", lambda v: v >= 1
+_POSITIVE: _Accepts = "a number above 0", lambda v: 0 < v < math.inf
+_NOT_NEGATIVE: _Accepts = "a number from 0", lambda v: 0 <= v < math.inf
+
+# What types cannot say. What depends on the data set or on the devices is said where these are known.
+_ACCEPTED: dict[str, _Accepts] = {
+    "experiment.batch_size": _POSITIVE_COUNT,
+    "experiment.accumulate": _POSITIVE_COUNT,
+    "experiment.steps": _COUNT,
+    "experiment.epochs": _POSITIVE,
+    "experiment.data.labelled": ("a share above 0 and up to 1", lambda v: 0 < v <= 1),
+    "experiment.inputs.modalities": ("at least one sensor", lambda v: len(v) > 0),
+    "experiment.inputs.local_mean": ("the side of a box in pixels, or 0 for none", lambda v: v >= 0),
+    "experiment.inputs.repeat": ("a number of channels, or 0 to leave them", lambda v: v >= 0),
+    "experiment.network.width": _POSITIVE,
+    "experiment.augment.crop": _COUNT,
+    "experiment.augment.scale": _NOT_NEGATIVE,
+    "experiment.augment.speckle": _NOT_NEGATIVE,
+    "experiment.augment.jitter": _NOT_NEGATIVE,
+    "experiment.optimizer.learning_rate": _NOT_NEGATIVE,
+    "experiment.optimizer.weight_decay": _NOT_NEGATIVE,
+    "experiment.optimizer.warmup": ("a share from 0 to 1", lambda v: 0 <= v <= 1),
+    "experiment.optimizer.clip": _NOT_NEGATIVE,
+    "experiment.optimizer.ema": ("a decay from 0 to below 1", lambda v: 0 <= v < 1),
+    "execution.host_devices": _COUNT,
+    "execution.log_every": _COUNT,
+    "execution.evaluate_every": _COUNT,
+    "execution.checkpoint_every": _COUNT,
+    "execution.keep": _POSITIVE_COUNT,
+    "execution.max_bad_steps": _POSITIVE_COUNT,
+    "execution.prefetch": _COUNT,
+}
+
+
+def validate(config: Config) -> None:
+    """UserError that names the first key whose value is of the right type, but makes no sense, and what would."""
+    for key, (accepted, accepts) in _ACCEPTED.items():
+        value = functools.reduce(getattr, key.split("."), config)
+        if not accepts(value):
+            shown = list(value) if isinstance(value, tuple) else value
+            raise UserError(f"{key} is {shown!r}, but should be {accepted}.")
 
 
 def to_dict(value: Any) -> Any:
