@@ -76,3 +76,5 @@ def test_they_can_be_made_again(tmp_path, ombria_source):
     (directory / "stats.json").write_text("{")
     with pytest.raises(UserError, match=r"stats.json is damaged"):
         open_directory(directory)
+    statistics.write(directory)
+    assert open_directory(directory).fingerprint == before.fingerprint

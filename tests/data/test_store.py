@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from sarjax.data.build import build
 from sarjax.data.store import available, open_dataset, open_directory
 from sarjax.errors import UserError
 
@@ -85,6 +86,86 @@ def test_what_is_not_there(ombria, tmp_path):
         UserError, match=r"ombria-test.array_record-00000-of-00001 is missing: build the data set again"
     ):
         open_directory(copy)
+
+
+def cut(share):
+    return lambda content: content[: int(share * len(content))]
+
+
+def flip(share):
+    """One byte turned over."""
+
+    def damage(content):
+        i = int(share * len(content))
+        return content[:i] + bytes([content[i] ^ 255]) + content[i + 1 :]
+
+    return damage
+
+
+RECORDS = "ombria-train.array_record-00000-of-00001"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (RECORDS, cut(0)),
+        (RECORDS, cut(0.5)),
+        (RECORDS, cut(0.999)),
+        (RECORDS, flip(0.1)),
+        (RECORDS, flip(0.5)),
+        (RECORDS, flip(0.9)),
+        ("dataset_info.json", cut(0)),
+        ("dataset_info.json", cut(0.5)),
+        ("dataset_info.json", lambda content: b"{}"),
+        ("dataset_info.json", lambda content: b"\xff\xfe"),
+        ("dataset_info.json", lambda content: content.replace(b'"6"', b'"7"')),
+        ("dataset_info.json", lambda content: content.replace(b'"6"', b'"5"')),
+        ("features.json", cut(0)),
+        ("features.json", cut(0.5)),
+        ("features.json", lambda content: b"[]"),
+        ("features.json", lambda content: content.replace(b'"sar"', b'"radar"')),
+        ("spec.json", lambda content: b"\xff\xfe"),
+        ("spec.json", lambda content: b"[]"),
+        ("stats.json", cut(0.5)),
+        ("stats.json", lambda content: b"[]"),
+        ("stats.json", lambda content: content.replace(b'"records"', b'"recs"')),
+    ],
+)
+def test_a_damaged_file_is_named(ombria, tmp_path, name, damage):
+    copy = shutil.copytree(ombria[1].directory, tmp_path / "copy")
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(damage(content))
+    assert (copy / name).read_bytes() != content
+    with pytest.raises(UserError) as e:
+        list(open_directory(copy).split("train"))
+    message = str(e.value)
+    assert name in message
+    assert str(copy) in message
+    assert message.endswith("build the data set again.")
+    assert len(message.splitlines()) == 1
+
+
+def test_the_damaged_shard_is_named(tmp_path, ombria_source, monkeypatch):
+    from sarjax_datasets import builder
+
+    monkeypatch.setattr(builder, "SHARD_BYTES", 100_000)
+    directory = build("ombria", ombria_source, tmp_path / "out")
+    shards = sorted(directory.glob("*train*"))
+    assert len(shards) > 1
+    shards[-1].write_bytes(b"")
+    split = open_directory(directory).split("train")
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"{shards[-1].name} is damaged"):
+            split[-1]
+    with pytest.raises(UserError, match=f"{shards[-1].name} is damaged"):
+        split.name(len(split) - 1)
+
+
+def test_a_damaged_note_of_the_default_configuration(whu, tmp_path):
+    root = shutil.copytree(whu[1].directory.parent.parent.parent, tmp_path / "copy")
+    (root / "whu_opt_sar" / ".config" / "metadata.json").write_text("{}")
+    with pytest.raises(UserError, match=r"metadata.json is damaged \('default_config_name'\)"):
+        open_dataset("whu_opt_sar", data_dir=root)
 
 
 def test_the_default_configuration_and_the_newest_version(whu, ombria, tmp_path):

@@ -1,0 +1,8 @@
+"""What machine this is, without jax."""
+
+import os
+
+
+def visible_cores() -> int:
+    """Cores that this process may use; at least 1."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
