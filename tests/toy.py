@@ -10,6 +10,7 @@ import numpy as np
 
 from sarjax.config import Augment, Config, Data, Execution, Experiment, Inputs, Optimizer
 from sarjax.errors import UserError
+from sarjax.evaluate.evaluator import on_host
 from sarjax.methods import METHODS
 from sarjax.methods.record import Head, Method, Outputs, Rest, Term, Variables
 from sarjax.options import FCN, MethodOptions, NetworkOptions
@@ -173,8 +174,8 @@ def toy(options: Toy, context) -> Method:
     def refresh(params, stats, memory, batches, epoch):
         bank, seen = np.zeros((BANK, 16), np.float32), 0
         for batch in batches:
-            pooled = np.asarray(encode(params, stats, image(batch), False)[1].mean((1, 2)))
-            keep = np.asarray(batch["row_valid"]) > 0
+            pooled = on_host(encode(params, stats, image(batch), False)[1].mean((1, 2)))
+            keep = on_host(batch["row_valid"]) > 0
             bank[seen : seen + keep.sum()] = pooled[keep]
             seen += int(keep.sum())
         distance = np.abs(bank[:seen, None] - bank[None, :seen]).sum(-1) + 1e9 * np.eye(seen)

@@ -91,7 +91,6 @@ def network_inputs(
     inputs: Inputs,
     spec: DatasetSpec,
     statistics: Statistics | None,
-    tile_statistics: Mapping[str, TileStatistics] | None = None,
 ) -> Float[Array, "b h w c"]:
     """The network's input: normalised bands in the order modality, date, band; then derived channels.
 
@@ -103,12 +102,12 @@ def network_inputs(
     there are any.
 
     Args:
-      batch: images (b, t, h, w, c), stored dtype or float32 in stored units, and `<name>_valid` (b, t, h, w).
+      batch: images (b, t, h, w, c), stored dtype or float32 in stored units, and `<name>_valid` (b, t, h, w). With
+        "tile" it may hold `<name>_mean` and `<name>_std` (b, t, c) in place of each tile's own: windows that share the
+        statistics of their scene are normalised exactly as the whole scene is.
       inputs: see `Inputs`.
       spec: of the data set.
       statistics: of the training split; unused (None will do) with "tile".
-      tile_statistics: with "tile", {modality: statistics (b, t, c) or (t, c)} in place of each tile's own: windows of
-        a scene that share the scene's are normalised exactly as the whole scene is.
 
     Returns:
       (b, h, w, channel_count) float32.
@@ -121,7 +120,7 @@ def network_inputs(
     for name in inputs.modalities:
         if name not in batch:
             raise UserError(f"the network reads {name!r}, but this batch holds only {', '.join(sorted(batch))}.")
-        given = (tile_statistics or {}).get(name)
+        given = (batch[f"{name}_mean"], batch[f"{name}_std"]) if f"{name}_mean" in batch else None
         image, valid = _normalised(batch[name], batch[f"{name}_valid"], name, inputs, statistics, given)
         image = jnp.stack([image[:, t] for t in dates], axis=1)
         valid = jnp.stack([valid[:, t] for t in dates], axis=1)

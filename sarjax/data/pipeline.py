@@ -43,10 +43,12 @@ class Order:
         self._passes: dict[int, np.ndarray] = {}
 
     def _pass(self, index: int) -> np.ndarray:
-        if index not in self._passes:
+        shuffled = self._passes.get(index)
+        if shuffled is None:
             shuffled = _generator(self._seed, self._stream, index).permutation(self._pool)
+            # Replaced, not changed: several threads read ahead.
             self._passes = {k: v for k, v in self._passes.items() if k >= index - 2} | {index: shuffled}
-        return self._passes[index]
+        return shuffled
 
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
         return np.array([self._pass(int(q) // len(self._pool))[int(q) % len(self._pool)] for q in positions])

@@ -81,9 +81,9 @@ def evaluate(count: Callable[[Batch], Int[Array, "b k k"]], batches: Iterable[Ba
     per_tile: dict[int, np.ndarray] = {}
 
     def add(counts, batch):
-        counts = _on_host(counts).astype(np.int64)
-        ids = _on_host(batch["id"])
-        valid = _on_host(batch["row_valid"]) if "row_valid" in batch else np.ones(len(ids))
+        counts = on_host(counts).astype(np.int64)
+        ids = on_host(batch["id"])
+        valid = on_host(batch["row_valid"]) if "row_valid" in batch else np.ones(len(ids))
         for matrix, tile, keep in zip(counts, ids.tolist(), valid, strict=True):
             if keep:
                 per_tile[tile] = per_tile[tile] + matrix if tile in per_tile else matrix
@@ -103,7 +103,8 @@ def evaluate(count: Callable[[Batch], Int[Array, "b k k"]], batches: Iterable[Ba
     return Evaluation(pooled, per_tile)
 
 
-def _on_host(x: Any) -> np.ndarray:
+def on_host(x: Any) -> np.ndarray:
+    """An array as numpy, also where its parts lie with several processes: all of them get the whole."""
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
         from jax.experimental import multihost_utils
 

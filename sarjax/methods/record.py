@@ -61,10 +61,19 @@ class Head(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """How long a run is: total steps, and steps per pass over the first stream (not always whole)."""
+    """How long a run is: steps in all, tiles of the first stream's pool, and its rows in a step."""
 
     steps: int
-    steps_per_epoch: float
+    tiles: int
+    rows: int
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.tiles / self.rows
+
+    def epochs(self, step: int) -> int:
+        """Whole passes over the first stream that are complete before `step`."""
+        return step * self.rows // self.tiles
 
 
 class Method(NamedTuple):

@@ -48,7 +48,10 @@ def supervised(options: Supervised, context: Context) -> Method:
             if prediction.auxiliary is None:
                 raise UserError(f"network {experiment.network.NAME!r} has no auxiliary head; method.auxiliary 0 fits.")
             terms["auxiliary"] = Term(
-                *cross_entropy(prediction.auxiliary, label, class_weights=weights), options.auxiliary
+                *cross_entropy(
+                    prediction.auxiliary, label, class_weights=weights, label_smoothing=options.label_smoothing
+                ),
+                options.auxiliary,
             )
         valid = label != IGNORE_LABEL
         hit = valid & (jnp.argmax(prediction.logits, -1) == label)

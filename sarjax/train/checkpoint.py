@@ -43,9 +43,16 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return
-        self._manager.save(
+        saved = self._manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
         )
+        if not saved:
+            raise RuntimeError(f"step {step} was not saved: {self.directory} holds {self.steps()}")
+
+    def forget_after(self, step: int) -> None:
+        """Deletes what is of later steps than `step`."""
+        for later in [s for s in self.steps() if s > step]:
+            self._manager.delete(later)
 
     def poll(self) -> None:
         """Writes the digests of what has become final since; cheap, meant for every step."""

@@ -11,9 +11,9 @@ from sarjax.config import Config
 from sarjax.data.pipeline import Batches, evaluation_batches
 from sarjax.data.store import Dataset
 from sarjax.errors import UserError
-from sarjax.evaluate.evaluator import Evaluation, evaluate
-from sarjax.methods.record import Head, Method, Schedule
-from sarjax.train.mesh import put_batch, row_shards
+from sarjax.evaluate.evaluator import Evaluation, evaluate, on_host
+from sarjax.methods.record import Head, Method
+from sarjax.train.mesh import place, put_batch, row_shards
 from sarjax.train.state import TrainState
 
 
@@ -37,6 +37,12 @@ def make_batches(method: Method, dataset: Dataset, config: Config, mesh: jax.sha
                 f"stream {name!r} has {rows} rows in a batch, which {row_shards(mesh)} devices with "
                 f"{experiment.accumulate} microbatches cannot share equally; a multiple of {unit} is accepted."
             )
+    height = np.shape(batches.tiles[0]["label"])[0] if not experiment.augment.crop else experiment.augment.crop
+    if height % mesh.shape["space"]:
+        raise UserError(
+            f"execution.mesh.space is {mesh.shape['space']}, which does not divide images of {height} lines; a divisor "
+            "is accepted."
+        )
     return batches
 
 
@@ -57,12 +63,7 @@ def training_modalities(method: Method, dataset: Dataset, config: Config) -> tup
 def host_tables(method: Method, memory: Any) -> dict[str, np.ndarray]:
     """Partner tables of the follow streams, copied to the host."""
     names = {stream.table for stream in method.streams.values() if stream.kind == "follow"}
-    return {name: np.asarray(memory[name]) for name in names}
-
-
-def epoch_ends(step: int, schedule: Schedule) -> bool:
-    """Whether a pass over the first stream is complete after step `step`."""
-    return int((step + 1) / schedule.steps_per_epoch) > int(step / schedule.steps_per_epoch)
+    return {name: on_host(memory[name]) for name in names}
 
 
 def refreshed(method: Method, state: TrainState, dataset: Dataset, config: Config, mesh: Any, epoch: int) -> TrainState:
@@ -70,7 +71,7 @@ def refreshed(method: Method, state: TrainState, dataset: Dataset, config: Confi
     split = dataset.split("train", modalities=training_modalities(method, dataset, config))
     batches = device_batches(split, config, mesh)
     memory = method.refresh(state.params, state.stats, state.memory, batches, epoch)
-    return state.replace(memory=jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), memory, state.memory))
+    return state.replace(memory=jax.tree.map(lambda new, old: place(new, old.sharding), memory, state.memory))
 
 
 def device_batches(split: Any, config: Config, mesh: jax.sharding.Mesh) -> Iterator[Any]:

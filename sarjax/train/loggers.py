@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, and the terminal."""
 
+import io
 import json
 import math
 import sys
@@ -73,9 +74,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
@@ -85,7 +88,7 @@ class TensorBoard:
     def __init__(self, directory: Path, start: int):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=start + 1 if start else None)
+        self._writer = SummaryWriter(str(directory), purge_step=start + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -98,8 +101,8 @@ class TensorBoard:
 class Terminal:
     """A progress bar with loss, tiles/s and time left; plain lines where the output is no terminal."""
 
-    def __init__(self, start: int, steps: int, batch_size: int, stream: Any = None):
-        self._stream = stream or sys.stderr
+    def __init__(self, start: int, steps: int, batch_size: int, *, silent: bool = False):
+        self._stream = io.StringIO() if silent else sys.stderr
         self._steps, self._batch, self._first, self._began = steps, batch_size, start, time.monotonic()
         self._bar = None
         if self._stream.isatty():
@@ -130,7 +133,7 @@ class Terminal:
     def write(self, step: int, values: dict[str, float]) -> None:
         rate = (step - self._first) * self._batch / max(time.monotonic() - self._began, 1e-9)
         if any(k.startswith("val/") for k in values):
-            shown = ", ".join(f"{k} {values[k]:.4f}" for k in ("val/miou", "val/oa") if k in values)
+            shown = ", ".join(f"{k} {values[k]:.4f}" for k in ("val/miou", "val/pixel_accuracy") if k in values)
             self.say(f"step {step}/{self._steps}  {shown}")
         elif self._bar:
             self._bar.update(self._task, text=f"loss {values['loss']:.4f}  {rate:.1f} tiles/s")

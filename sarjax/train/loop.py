@@ -1,5 +1,6 @@
 """Training, read from top to bottom: data, run directory, devices, method, state, step, loop."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -18,11 +19,11 @@ from sarjax.methods.record import Context, Method, Schedule
 from sarjax.models.torchvision import load_encoder
 from sarjax.train import teacher as teachers
 from sarjax.train.checkpoint import Checkpoints
-from sarjax.train.feed import epoch_ends, host_tables, make_batches, refreshed, run_evaluation
+from sarjax.train.feed import host_tables, make_batches, refreshed, run_evaluation
 from sarjax.train.loggers import MetricsFile, TensorBoard, Terminal, summary
-from sarjax.train.mesh import abstract_batch, make_mesh, put_batch, replicated
+from sarjax.train.mesh import abstract_batch, make_mesh, place, put_batch, replicated
 from sarjax.train.optimizer import learning_rate, make_optimizer
-from sarjax.train.run import claim, environment, make_schedule, record_start, resolve
+from sarjax.train.run import claim, environment, extended_to, make_schedule, record_start, resolve
 from sarjax.train.state import TrainState, abstract_state, born_sharded, keys
 from sarjax.train.step import make_step
 
@@ -50,13 +51,14 @@ def train(
 
     # ------------------------------------------------- devices, configuration
     mesh = make_mesh(execution.mesh)
-    config = resolve(workdir, config, dataset, extend_steps=extend_steps)
+    config = resolve(workdir, config, dataset)
     experiment = config.experiment
 
     # ---------------------------------------------------------- method, input
     copied = workdir / "teacher"
     source = copied if copied.is_dir() else teacher
-    method, schedule = make_method(config, dataset, teachers.describe(source) if source else None)
+    known = teachers.describe(source) if source else None
+    method, schedule, extended = make_method(config, dataset, known, workdir, extend_steps)
     batches = make_batches(method, dataset, config, mesh)
     optimizer = make_optimizer(experiment.optimizer)
     rate = learning_rate(experiment.optimizer, schedule.steps)
@@ -68,11 +70,11 @@ def train(
     def first_state() -> TrainState:
         born = born_sharded(method, optimizer, experiment.seed, ema > 0, mesh)
         born = with_imported_weights(born, experiment)
-        return born if init_from is None else teachers.warm_start(born, init_from, mesh, say)
+        return born if init_from is None else teachers.warm_start(born, init_from, dataset.spec, mesh, say)
 
     # A new run's first state comes before its directory: what is wrong with it leaves nothing behind.
     state = None if (workdir / "config.json").exists() else first_state()
-    claim(workdir, config, dataset)
+    claim(workdir, config, dataset, extended)
     frozen = None
     if teacher is not None:
         teachers.adopt(teacher, workdir, mesh)
@@ -94,6 +96,9 @@ def train(
         for manager in managers:
             manager.close()
         return state
+    if best is not None:
+        best.forget_after(start)  # of steps that this run has yet to take
+    stop = StopFlag(checkpoints)
     record_start(workdir, environment(mesh), dataset.fingerprint, start, say)
 
     # ------------------------------------------------------------------- step
@@ -115,10 +120,10 @@ def train(
     per_epoch = max(1, round(schedule.steps_per_epoch))
     evaluate_every = execution.evaluate_every or per_epoch
     checkpoint_every = execution.checkpoint_every or per_epoch
-    stop = StopFlag(checkpoints)
-    terminal = Terminal(start, schedule.steps, experiment.batch_size)
+    leader = jax.process_index() == 0
+    terminal = Terminal(start, schedule.steps, experiment.batch_size, silent=not leader)
     loggers: list[Any] = [terminal]
-    if jax.process_index() == 0:
+    if leader:
         loggers.append(MetricsFile(workdir / "metrics.jsonl", start))
         if execution.tensorboard:
             loggers.append(TensorBoard(workdir / "events", start))
@@ -138,9 +143,10 @@ def train(
                 for logger in loggers:
                     logger.write(done, values)
 
-            if method.refresh is not None and epoch_ends(s, schedule):
-                state = refreshed(method, state, dataset, config, mesh, int(done / schedule.steps_per_epoch))
+            if method.refresh is not None and schedule.epochs(done) > schedule.epochs(s):
+                state = refreshed(method, state, dataset, config, mesh, schedule.epochs(done))
                 batches.tables = host_tables(method, state.memory)
+                feed.close()
                 feed = batches.iterate(done, schedule.steps, execution.prefetch)
 
             if "val" in dataset.statistics.tiles and (last or done % evaluate_every == 0):
@@ -160,8 +166,9 @@ def train(
             if stopping and not last:
                 terminal.say(f"stopped by signal after step {done}; the same command goes on from there")
                 break
+        check_finite(previous, done, execution.max_bad_steps, checkpoints)
     finally:
-        del feed
+        feed.close()
         for manager in managers:
             manager.close()
         for logger in loggers:
@@ -170,16 +177,20 @@ def train(
     return state
 
 
-def make_method(config: Config, dataset: Dataset, teacher: Any = None) -> tuple[Method, Schedule]:
-    """The method, and the schedule that it closes over.
+def make_method(
+    config: Config, dataset: Dataset, teacher: Any, workdir: Path, extend_steps: int
+) -> tuple[Method, Schedule, int]:
+    """The method, the schedule that it closes over, and the steps that the run was or is extended to (0 = not).
 
     A schedule needs the streams' rows and a method the schedule, so the method is built a second time with it.
     """
     tiles = len(dataset.split("train"))
-    context = Context(config.experiment, dataset.spec, dataset.statistics, Schedule(1, 1.0), teacher)
-    rows = next(iter(build_method(context).streams.values())).rows
-    schedule = make_schedule(config.experiment, rows, tiles)
-    return build_method(context._replace(schedule=schedule)), schedule
+    context = Context(config.experiment, dataset.spec, dataset.statistics, Schedule(1, 1, 1), teacher)
+    first = next(iter(build_method(context).streams.values()))
+    schedule = make_schedule(config.experiment, first, tiles)
+    extended = extended_to(workdir, extend_steps, schedule.steps)
+    schedule = schedule._replace(steps=extended or schedule.steps)
+    return build_method(context._replace(schedule=schedule)), schedule, extended
 
 
 def keeps_best(config: Config, dataset: Dataset) -> bool:
@@ -193,20 +204,23 @@ def with_imported_weights(state: TrainState, experiment: configs.Experiment) -> 
         return state
     old = {"params": state.params, "batch_stats": state.stats}
     new = load_encoder(old, Path(experiment.network.weights), experiment.network)
-    new = jax.tree.map(lambda value, like: jax.device_put(value, like.sharding), new, old)
+    new = jax.tree.map(lambda value, like: place(value, like.sharding), new, old)
     ema = None if state.ema is None else jax.tree.map(lambda p: p.copy(), new["params"])
     return state.replace(params=new["params"], stats=new["batch_stats"], ema=ema)
 
 
 class StopFlag:
-    """SIGTERM as a question that the loop asks after each step, agreed on by all processes."""
+    """SIGTERM as a question that the loop asks after each step, agreed on by all processes.
+
+    With several processes jax's own notifier listens, and a handler of ours would take the signal from it.
+    """
 
     def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints, self._seen = checkpoints, False
-        try:
+        self._checkpoints, self._seen, self._old = checkpoints, False, None
+        if jax.process_count() > 1:
+            return
+        with contextlib.suppress(ValueError):  # outside the main thread nobody can send it a signal
             self._old = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not the main thread: nobody can send it a signal
-            self._old = None
 
     def _note(self, *_: Any) -> None:
         self._seen = True

@@ -74,6 +74,14 @@ def put_batch(mesh: jax.sharding.Mesh, batch: Any) -> Any:
     )
 
 
+def place(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that every process holds whole, or a global one, as a global array of that sharding."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+
 def abstract_batch(mesh: jax.sharding.Mesh, batch: Any, processes: int = 1) -> Any:
     """Shapes and shardings of the global batch whose local rows are `batch`."""
     return jax.tree.map(

@@ -15,30 +15,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 
 from sarjax import config as configs
 from sarjax.config import Config, Experiment
 from sarjax.data.pipeline import labelled_split
 from sarjax.data.store import Dataset
 from sarjax.errors import UserError
-from sarjax.files import write_atomically
+from sarjax.files import file_digest, write_atomically
 from sarjax.methods import build_method
 from sarjax.methods.record import Context, Method, Schedule, Tree
-from sarjax.spec import DatasetSpec, Statistics
+from sarjax.spec import DatasetSpec, Statistics, Stream
 from sarjax.train.checkpoint import Checkpoints
 from sarjax.train.mesh import infer_sharding
 
 PACKAGES = ("sarjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def make_schedule(experiment: Experiment, method_rows: float, tiles: int) -> Schedule:
-    """Steps of the run and of one pass over the labelled tiles, for `method_rows` labelled rows per batch_size."""
-    labelled = len(labelled_split(tiles, experiment.data.labelled, experiment.data.labelled_seed)[0])
-    per_epoch = labelled / max(1, round(method_rows * experiment.batch_size))
-    return Schedule(experiment.steps or max(1, round(experiment.epochs * per_epoch)), per_epoch)
+def make_schedule(experiment: Experiment, first: Stream, tiles: int) -> Schedule:
+    """Steps of the run and of a pass over its first stream; tiles: of the training split."""
+    labelled, rest = labelled_split(tiles, experiment.data.labelled, experiment.data.labelled_seed)
+    pool = max(1, len(rest if first.kind == "unlabelled" else labelled))
+    rows = max(1, round(first.rows * experiment.batch_size))
+    return Schedule(experiment.steps or max(1, round(experiment.epochs * pool / rows)), pool, rows)
 
 
-def resolve(workdir: Path, config: Config, dataset: Dataset, *, extend_steps: int = 0) -> Config:
+def resolve(workdir: Path, config: Config, dataset: Dataset) -> Config:
     """The configuration that the run in `workdir` goes by; writes nothing.
 
     A new or empty directory takes `config`; one of the same experiment is continued; UserError, with the difference,
@@ -47,24 +49,33 @@ def resolve(workdir: Path, config: Config, dataset: Dataset, *, extend_steps: in
     data = dataclasses.replace(config.experiment.data, fingerprint=dataset.fingerprint)
     config = dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, data=data))
     if (workdir / "config.json").exists():
-        old = read_config(workdir)
-        changed = configs.difference(old.experiment, config.experiment)
+        changed = configs.difference(read_config(workdir).experiment, config.experiment)
         if changed:
             raise UserError(
                 f"{workdir} holds another experiment ({'; '.join(changed)}); another --workdir, or the same values, "
                 "would be accepted."
             )
-        experiment = dataclasses.replace(old.experiment, steps=extend_steps or old.experiment.steps)
-        return dataclasses.replace(config, experiment=experiment)
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} is not empty and holds no run; an empty or new directory would be accepted.")
-    if extend_steps:
-        raise UserError(f"{workdir} holds no run whose steps could be extended.")
     return config
 
 
-def claim(workdir: Path, config: Config, dataset: Dataset) -> None:
-    """Writes what the run is into its directory; UserError where that is not allowed."""
+def extended_to(workdir: Path, asked: int, steps: int) -> int:
+    """The steps that a run goes to beyond the `steps` of its experiment: as asked now, else as asked before, else 0."""
+    before = read_manifest(workdir).get("extended_to", 0)
+    if not asked or asked == before:
+        return before
+    if not (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds no run whose steps could be extended.")
+    if asked <= max(before, steps):
+        goal = max(before, steps)
+        raise UserError(f"--extend-steps {asked} does not extend {workdir}, which goes to step {goal}; more would.")
+    return asked
+
+
+def claim(workdir: Path, config: Config, dataset: Dataset, extended: int = 0) -> None:
+    """Writes what the run is into its directory, by process 0 while the others wait; UserError where that fails."""
+    sync("resolved")  # nobody asks any more whether there is a run
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -72,8 +83,22 @@ def claim(workdir: Path, config: Config, dataset: Dataset) -> None:
             raise UserError(f"cannot write to {workdir}: {e.strerror}; a writable --workdir would be accepted.") from e
         write_atomically(workdir / "spec.json", dataset.spec.to_json())
         write_atomically(workdir / "stats.json", dataset.statistics.to_json())
+        manifest = read_manifest(workdir)
+        if extended:
+            manifest["extended_to"] = extended
+        weights = config.experiment.network.weights
+        if weights and "weights_sha256" not in manifest:
+            manifest["weights_sha256"] = file_digest(Path(weights))[1]
+        write_manifest(workdir, manifest)
         # Last: a directory without it holds no run.
         write_atomically(workdir / "config.json", configs.to_json(config))
+    sync("claimed")
+
+
+def sync(what: str) -> None:
+    """Waits until all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
@@ -93,6 +118,8 @@ def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 
 def record_start(workdir: Path, env: dict[str, Any], fingerprint: str, step: int, say: Callable[[str], None]) -> None:
     """Adds a start to the manifest; says why a resumed run will not be bit-identical, where it will not."""
+    if jax.process_index():
+        return
     manifest = read_manifest(workdir)
     starts = manifest.setdefault("starts", [])
     if starts and step:
@@ -126,8 +153,8 @@ def read_config(workdir: Path) -> Config:
         raise UserError(f"{workdir} holds no run (no config.json); a directory made by `sarjax train` is accepted.")
     try:
         return configs.from_json(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path} is damaged ({e}); the file that the run wrote is accepted.") from e
+    except (ValueError, UserError) as e:
+        raise UserError(f"{path} is damaged ({str(e).rstrip('.')}); the file that the run wrote is accepted.") from e
 
 
 class Restored(NamedTuple):
@@ -144,11 +171,32 @@ class Restored(NamedTuple):
 
 
 def read_data_description(folder: Path) -> tuple[DatasetSpec, Statistics]:
-    """spec.json and stats.json of a run or of its teacher."""
-    return (
-        DatasetSpec.from_json((folder / "spec.json").read_text(encoding="utf-8")),
-        Statistics.from_json((folder / "stats.json").read_text(encoding="utf-8")),
-    )
+    """spec.json and stats.json of a run or of its teacher; UserError where they are missing or damaged."""
+    try:
+        return (
+            DatasetSpec.from_json((folder / "spec.json").read_text(encoding="utf-8")),
+            Statistics.from_json((folder / "stats.json").read_text(encoding="utf-8")),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(
+            f"spec.json or stats.json of {folder} cannot be read ({e}); those of the run are needed."
+        ) from e
+
+
+def newest_whole(workdir: Path, folders: tuple[str, ...], say: Callable[[str], None]) -> tuple[Checkpoints, int]:
+    """The newest whole checkpoint of the first folder that holds one; damaged ones are named."""
+    found = False
+    for folder in filter(Path.is_dir, (workdir / name for name in folders)):
+        checkpoints = Checkpoints(folder, say=say, read_only=True)
+        for step in reversed(checkpoints.steps()):
+            fault = checkpoints.fault(step)
+            if fault is None:
+                return checkpoints, step
+            found = True
+            say(f"checkpoint {folder.name}/{step} is damaged: {fault}; trying the one before.")
+    if found:
+        raise UserError(f"no checkpoint in {workdir} is whole; train the run again.")
+    raise UserError(f"{workdir} holds no checkpoint yet; train it first.")
 
 
 def restore_run(
@@ -163,17 +211,9 @@ def restore_run(
     spec, statistics = read_data_description(workdir)
     if checkpoint not in ("best", "last"):
         raise UserError(f"checkpoint is {checkpoint!r}; best or last are accepted.")
-    folder = workdir / ("best" if checkpoint == "best" and (workdir / "best").is_dir() else "checkpoints")
-    if not folder.is_dir():
-        raise UserError(f"{workdir} holds no checkpoint yet; train it first.")
-    checkpoints = Checkpoints(folder, say=say, read_only=True)
-    for step in reversed(checkpoints.steps()):
-        fault = checkpoints.fault(step)
-        if fault is None:
-            break
-        say(f"checkpoint {folder.name}/{step} is damaged: {fault}; trying the one before.")
-    else:
-        raise UserError(f"no checkpoint in {folder} is whole; train the run again.")
+    checkpoints, step = newest_whole(
+        workdir, ("best", "checkpoints") if checkpoint == "best" else ("checkpoints",), say
+    )
     shapes = checkpoints.stored(step)
     abstract = jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
@@ -183,7 +223,7 @@ def restore_run(
     state, _ = checkpoints.restore_step(step, abstract)
     if ema and state["ema"] is None:
         raise UserError(f"{workdir} kept no running mean of its parameters; train with --optimizer.ema above 0.")
-    schedule = Schedule(step, 1.0)
+    schedule = Schedule(step, 1, 1)
     method = build_method(Context(config.experiment, spec, statistics, schedule), for_inference=True)
     return Restored(
         config,
@@ -193,5 +233,5 @@ def restore_run(
         state["ema"] if ema else state["params"],
         state["stats"] or {},
         step,
-        f"{folder.name}/{step}",
+        f"{checkpoints.directory.name}/{step}",
     )

@@ -50,8 +50,8 @@ def make_step(
     """(state, frozen, batch) -> (state, metrics).
 
     With `accumulate` > 1 the gradients of that many microbatches are added before the one update; statistics and
-    memory pass from one to the next. A step whose loss or gradient is not finite leaves all but the counters as they
-    were.
+    memory pass from one to the next. A step whose loss, gradient or result is not finite leaves all but the counters as
+    they were.
     """
 
     def loss(params: Tree, rest: Rest, batch: Tree, k: jax.Array, step: jax.Array, weights: dict | None):
@@ -97,13 +97,14 @@ def make_step(
         grads, terms, outputs = compute(state.params, rest, batch, jax.random.fold_in(key, state.step), state.step)
         value = objective(terms, {name: t.weight for name, t in terms.items()})
         norm = optax.tree.norm(grads)
-        rate = schedule(state.step)
+        rate = jnp.asarray(schedule(state.step), jnp.float32)
 
         direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, state.params, direction)
         mean = optax.incremental_update(params, state.ema, 1 - ema) if state.ema is not None else None
 
-        good = jnp.isfinite(value) & jnp.isfinite(norm)
+        # A finite gradient can still overflow the parameters.
+        good = jnp.isfinite(value) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(params))
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)  # noqa: E731
         bad = (~good).astype(jnp.int32)
         new = TrainState(

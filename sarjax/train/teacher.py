@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from sarjax import config as configs
 from sarjax.errors import UserError
+from sarjax.evaluate.evaluator import on_host
 from sarjax.files import file_digest, write_atomically
 from sarjax.methods import build_method
 from sarjax.methods.record import Context, Schedule, Teacher, Tree, Variables
-from sarjax.train.mesh import flatten, infer_sharding
-from sarjax.train.run import read_config, read_data_description, restore_run
+from sarjax.spec import DatasetSpec
+from sarjax.train.mesh import flatten, infer_sharding, place
+from sarjax.train.run import read_config, read_data_description, restore_run, sync
 
 FILES = ("config.json", "spec.json", "stats.json", "weights.safetensors")
 
@@ -25,28 +27,35 @@ FILES = ("config.json", "spec.json", "stats.json", "weights.safetensors")
 def adopt(teacher_run: Path, workdir: Path, mesh: jax.sharding.Mesh, *, ema: bool = False) -> None:
     """Copies the weights, configuration and data description of `teacher_run` into `workdir/teacher/`, once.
 
-    A second call with the same teacher does nothing; UserError when another one is there already.
+    From then on the copy is the teacher: what becomes of `teacher_run` does not matter. UserError when the copy is of
+    another experiment.
     """
     from safetensors.numpy import save_file
 
     target = workdir / "teacher"
-    restored = restore_run(teacher_run, mesh, ema=ema)
-    temporary = workdir / ".teacher.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name in FILES[:3]:
-        shutil.copyfile(teacher_run / name, temporary / name)
-    leaves = flatten({"params": restored.params, "stats": restored.stats})
-    save_file({k: np.asarray(v) for k, v in leaves.items()}, temporary / "weights.safetensors")
-    mark = fingerprint(temporary)
     if target.exists():
-        shutil.rmtree(temporary)
-        if mark != recorded_fingerprint(target):
-            raise UserError(f"{target} is a copy of another teacher than {teacher_run}; use another --workdir.")
+        if (teacher_run / "config.json").exists():
+            changed = configs.difference(read_config(target).experiment, read_config(teacher_run).experiment)
+            if changed:
+                raise UserError(
+                    f"{target} is a copy of another teacher than {teacher_run} ({'; '.join(changed)}); another "
+                    "--workdir, or the same teacher, would be accepted."
+                )
         return
-    origin = {"fingerprint": mark, "run": str(teacher_run), "checkpoint": restored.checkpoint}
-    write_atomically(temporary / "origin.json", json.dumps(origin, indent=1) + "\n")
-    temporary.rename(target)
+    restored = restore_run(teacher_run, mesh, ema=ema)
+    leaves = flatten({"params": restored.params, "stats": restored.stats})
+    arrays = {name: on_host(leaf) for name, leaf in leaves.items()}
+    if jax.process_index() == 0:
+        temporary = workdir / ".teacher.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name in FILES[:3]:
+            shutil.copyfile(teacher_run / name, temporary / name)
+        save_file(arrays, temporary / "weights.safetensors")
+        origin = {"fingerprint": fingerprint(temporary), "run": str(teacher_run), "checkpoint": restored.checkpoint}
+        write_atomically(temporary / "origin.json", json.dumps(origin, indent=1) + "\n")
+        temporary.rename(target)
+    sync("teacher")
 
 
 def fingerprint(folder: Path) -> str:
@@ -63,7 +72,7 @@ def describe(folder: Path) -> Teacher:
     """The teacher in `folder`, a run or the copy in `RUN/teacher`, without its weights."""
     experiment = read_config(folder).experiment
     spec, statistics = read_data_description(folder)
-    method = build_method(Context(experiment, spec, statistics, Schedule(1, 1.0)), for_inference=True)
+    method = build_method(Context(experiment, spec, statistics, Schedule(1, 1, 1)), for_inference=True)
     return Teacher(method, experiment, spec, statistics)
 
 
@@ -76,7 +85,7 @@ def load(workdir: Path, mesh: jax.sharding.Mesh) -> Variables:
     if fingerprint(folder) != recorded_fingerprint(folder):
         raise UserError(f"the files in {folder} have changed since the run began; restore them or start a new run.")
     variables = read_weights(folder / "weights.safetensors")
-    return jax.device_put(variables, infer_sharding(mesh, variables))
+    return jax.tree.map(place, variables, infer_sharding(mesh, variables))
 
 
 def read_weights(path: Path) -> Variables:
@@ -92,14 +101,15 @@ def read_weights(path: Path) -> Variables:
     return Variables(tree["params"], tree["stats"], {})
 
 
-def warm_start(state: Any, run: Path, mesh: jax.sharding.Mesh, say=print) -> Any:
+def warm_start(state: Any, run: Path, spec: DatasetSpec, mesh: jax.sharding.Mesh, say=print) -> Any:
     """`state` with the parameters and statistics of `run` wherever path and shape agree.
 
-    Where the classes differ, the leaves whose last axis is the class count (the heads) keep their fresh values; any
-    other difference is a UserError that names the first leaf.
+    spec: of this run's data. Where its classes have other names than those of `run`, the leaves whose last axis is the
+    class count (the heads) keep their fresh values; any other difference is a UserError that names the first leaf.
     """
     source = restore_run(run, mesh, say=say)
     classes = source.spec.num_classes
+    same_classes = source.spec.class_names == spec.class_names
     fresh: list[str] = []
 
     def merge(new: Tree, old: Tree, what: str) -> Tree:
@@ -110,9 +120,10 @@ def warm_start(state: Any, run: Path, mesh: jax.sharding.Mesh, say=print) -> Any
         def leaf(path: Any, value: jax.Array) -> jax.Array:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             theirs = old_leaves[name]
-            if theirs.shape == value.shape:
+            head = theirs.shape[:-1] == value.shape[:-1] and theirs.shape[-1:] == (classes,)
+            if theirs.shape == value.shape and (same_classes or not head):
                 return jax.device_put(theirs, value.sharding)
-            if theirs.shape[:-1] == value.shape[:-1] and theirs.shape[-1] == classes:
+            if head and not same_classes and value.shape[-1] == spec.num_classes:
                 fresh.append(name)
                 return value
             raise UserError(

@@ -20,7 +20,7 @@ DATA = toy.dataset(size=64)
 def build(options=None, **changes):
     changes = {"augment": Augment(flip=False, rotate=False)} | changes
     experiment = toy.config(options or Supervised(), **changes).experiment
-    method = build_method(Context(experiment, DATA.spec, DATA.statistics, Schedule(6, 1.5)))
+    method = build_method(Context(experiment, DATA.spec, DATA.statistics, Schedule(6, 12, 8)))
     return method, method.init(jax.random.key(0))
 
 
@@ -123,4 +123,4 @@ def test_what_does_not_fit_is_said():
         terms(method, variables, batch())
     experiment = dataclasses.replace(toy.config(Supervised()).experiment, inputs=Inputs(modalities=("radar",)))
     with pytest.raises(UserError, match="radar"):
-        build_method(Context(experiment, DATA.spec, DATA.statistics, Schedule(6, 1.5)))
+        build_method(Context(experiment, DATA.spec, DATA.statistics, Schedule(6, 12, 8)))

@@ -1,4 +1,7 @@
-"""Trains the toy method in a process of its own, so that it can be killed: run_toy.py WORKDIR [steps] [pause]."""
+"""Trains the toy method in a process of its own, so that it can be killed, or be one of several.
+
+run_toy.py WORKDIR STEPS PAUSE DEVICES [PROCESS PROCESSES PORT]
+"""
 
 import sys
 import time
@@ -6,15 +9,17 @@ from pathlib import Path
 
 import jax
 
+workdir, steps, pause, devices = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", devices)
+if len(sys.argv) > 5:
+    process, processes, port = map(int, sys.argv[5:])
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
 
 import toy  # noqa: E402
 
 from sarjax.train import loop  # noqa: E402
-
-workdir, steps, pause = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-data = toy.dataset()
 
 
 class Slow(loop.Terminal):
@@ -26,4 +31,6 @@ class Slow(loop.Terminal):
 
 
 loop.Terminal = Slow
-loop.train(toy.config(toy.Toy(), steps=steps), workdir, dataset=data, say=lambda text: print(text, file=sys.stderr))
+loop.train(
+    toy.config(toy.Toy(), steps=steps), workdir, dataset=toy.dataset(), say=lambda text: print(text, file=sys.stderr)
+)

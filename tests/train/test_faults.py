@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,13 +19,13 @@ HERE = Path(__file__).parent
 STEPS = 14
 
 
-def start(workdir, pause=0.0):
+def start(workdir, pause=0.0, devices=2, member=()):
     env = os.environ | {
         "PYTHONPATH": str(HERE.parent),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, str(HERE / "run_toy.py"), str(workdir), str(STEPS), str(pause)]
+    command = [sys.executable, str(HERE / "run_toy.py"), *map(str, (workdir, STEPS, pause, devices, *member))]
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
 
 
@@ -65,6 +66,12 @@ def undisturbed(tmp_path_factory):
     code, err = finish(start(workdir))
     assert code == 0, err
     return workdir
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def assert_like(workdir, undisturbed):
@@ -120,3 +127,24 @@ def test_damaged_newest_checkpoint(undisturbed, tmp_path):
     assert code == 0, err
     assert f"checkpoints/{newest} is damaged" in err
     assert_like(workdir, undisturbed)
+
+
+def test_two_processes_train_what_one_does(undisturbed, tmp_path):
+    """Two processes of one device each, over jax.distributed: stopped together, resumed by one process of two."""
+    workdir, port = tmp_path / "shared", free_port()
+    both = [start(workdir, pause=0.2, devices=1, member=(p, 2, port)) for p in range(2)]
+    wait_for_step(workdir, 5, both[0])
+    for process in both:
+        process.send_signal(signal.SIGTERM)
+    ends = [finish(process) for process in both]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "stopped by signal" in ends[0][1]
+    assert "step 5/" not in ends[1][1], "one of them talks"
+    code, err = finish(start(workdir))
+    assert code == 0, err
+    assert "not bit-identical" in err
+    assert "processes: 2 -> 1" in err
+    for name in ("params", "memory"):
+        for a, b in zip(jax.tree.leaves(final(workdir)[name]), jax.tree.leaves(final(undisturbed)[name]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert [r["step"] for r in rows(workdir)] == [r["step"] for r in rows(undisturbed)]

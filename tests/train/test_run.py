@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -75,10 +76,15 @@ def test_the_teacher_is_watched(teacher, tmp_path):
     with pytest.raises(UserError, match="takes no teacher"):
         train(toy.config(Supervised()), tmp_path / "none", teacher=teacher)
     train(cfg, workdir, teacher=teacher)
-    train(cfg, workdir, teacher=teacher)
+    moved = tmp_path / "moved"
+    shutil.copytree(teacher, moved)
+    again = dataclasses.replace(toy.config(toy.Toy()).execution, log_every=3)
+    train(dataclasses.replace(toy.config(toy.Toy()), execution=again), moved, extend_steps=8)
+    train(cfg, workdir, teacher=moved)  # what becomes of the teacher's run does not matter
+    train(cfg, workdir, teacher=tmp_path / "gone")
     other = tmp_path / "another"
     train(toy.config(toy.Toy(), seed=5), other)
-    with pytest.raises(UserError, match="copy of another teacher"):
+    with pytest.raises(UserError, match=r"copy of another teacher.*seed: 0 -> 5"):
         train(cfg, workdir, teacher=other)
     weights = workdir / "teacher" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
@@ -113,9 +119,26 @@ def test_another_experiment_is_refused_with_the_difference(tmp_path):
     free = dataclasses.replace(cfg, execution=dataclasses.replace(cfg.execution, log_every=2))
     _, said = train(free, tmp_path)
     assert "trained to its last step" in said[-1]
-    state, _ = train(cfg, tmp_path, extend_steps=4)
-    assert int(state.step) == read_config(tmp_path).experiment.steps == 4
-    assert len(read_manifest(tmp_path)["starts"]) == 2
+
+
+def test_an_extension_goes_on_with_the_same_command(tmp_path, monkeypatch):
+    cfg = toy.config(Supervised(), steps=2)
+    with pytest.raises(UserError, match="no run whose steps could be extended"):
+        train(cfg, tmp_path / "none", extend_steps=4)
+    train(cfg, tmp_path)
+    for fewer in (1, 2):
+        with pytest.raises(UserError, match=rf"--extend-steps {fewer} does not extend .* goes to step 2"):
+            train(cfg, tmp_path, extend_steps=fewer)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopFlag, "requested", lambda self, step: step == 3)
+        state, _ = train(cfg, tmp_path, extend_steps=5)
+    assert int(state.step) == 3
+    before = read_config(tmp_path)
+    state, _ = train(cfg, tmp_path)
+    assert int(state.step) == 5
+    assert read_config(tmp_path) == before
+    assert before.experiment.steps == 2
+    assert [start["step"] for start in read_manifest(tmp_path)["starts"]] == [0, 2, 3]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -202,3 +225,45 @@ def test_the_encoder_starts_from_a_file(tmp_path):
     with pytest.raises(UserError, match=r"no weight file .*gone\.safetensors"):
         train(gone, tmp_path / "run2")
     assert not (tmp_path / "run2").exists(), "nothing half-written"
+
+
+def test_equal_numbers_of_other_classes_get_a_fresh_head(tmp_path):
+    train(toy.config(Supervised(), steps=1), tmp_path / "a")
+    renamed = tuple(dataclasses.replace(c, name=f"other {c.name}") for c in toy.SPEC.classes)
+    data = toy.dataset(spec=dataclasses.replace(toy.SPEC, classes=renamed, excluded=()))
+    _, said = train(toy.config(Supervised(), steps=1, seed=1), tmp_path / "b", init_from=tmp_path / "a", dataset=data)
+    assert any("fresh: " in line for line in said)
+    _, said = train(toy.config(Supervised(), steps=1, seed=1), tmp_path / "c", init_from=tmp_path / "a")
+    assert any("started from" in line and "fresh" not in line for line in said)
+
+
+def test_a_run_without_a_best_is_evaluated_at_its_last(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopFlag, "requested", lambda self, step: step == 1)
+        train(toy.config(toy.Toy()), tmp_path)
+    assert list((tmp_path / "best").iterdir()) == []
+    assert restore_run(tmp_path, make_mesh(Mesh())).checkpoint == "checkpoints/1"
+
+
+def test_a_best_of_steps_yet_to_come_is_forgotten(tmp_path):
+    """The newest checkpoint is lost, and the best is of a later step than the one that is resumed from."""
+    cfg = toy.config(toy.Toy())
+    state, _ = train(cfg, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "6")
+    best = Checkpoints(tmp_path / "best")
+    best.forget_after(0)
+    assert best.steps() == []
+    best.save(5, state, {"best": None})
+    best.close()
+    train(cfg, tmp_path)
+    assert Checkpoints(tmp_path / "best", read_only=True).steps() == [6]
+
+
+def test_tensorboard_events(tmp_path, monkeypatch):
+    cfg = toy.config(toy.Toy())
+    cfg = dataclasses.replace(cfg, execution=dataclasses.replace(cfg.execution, tensorboard=True))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopFlag, "requested", lambda self, step: step == 3)
+        train(cfg, tmp_path)
+    train(cfg, tmp_path)
+    assert len(list((tmp_path / "events").glob("events.out.tfevents.*"))) == 2

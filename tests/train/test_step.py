@@ -24,7 +24,7 @@ DATA = toy.dataset()
 
 def setup(cfg, mesh):
     experiment = cfg.experiment
-    method = build_method(Context(experiment, DATA.spec, DATA.statistics, Schedule(6, 1.5)))
+    method = build_method(Context(experiment, DATA.spec, DATA.statistics, Schedule(6, 12, 8)))
     optimizer = make_optimizer(experiment.optimizer)
     ema = experiment.optimizer.ema
     state = born_sharded(method, optimizer, experiment.seed, ema > 0, mesh)
@@ -150,6 +150,30 @@ def test_ema_and_clip_are_optax():
     np.testing.assert_allclose(moved, 0.01 * float(metrics["learning_rate"]), rtol=1e-3)
     expected = optax.incremental_update(new.params, state.ema, 0.1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), new.ema, expected)
+
+
+def test_a_constant_rate_without_warm_up_trains():
+    options = config.Optimizer(schedule="constant", warmup=0.0)
+    _, losses = run(toy.config(toy.Toy(), optimizer=options), config.Mesh(), 1, steps=2)
+    assert np.isfinite(losses).all()
+
+
+def test_an_update_that_overflows_is_skipped():
+    """The gradient is finite, the parameters after it would not be."""
+    options = config.Optimizer(name="sgd", learning_rate=3e38, momentum=0.0, nesterov=False, weight_decay=1e3, warmup=0)
+    mesh = make_mesh(config.Mesh(), jax.devices()[:1])
+    state, step, batches = setup(toy.config(toy.Toy(), optimizer=options), mesh)
+    new, metrics = step(state, None, put_batch(mesh, batches[0]))
+    assert np.isfinite(metrics["gradient_norm"])
+    assert int(new.skipped) == 1
+    jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
+
+
+@pytest.mark.parametrize(("tiles", "rows"), [(9, 7), (12, 8), (3, 8), (261, 8)])
+def test_a_pass_ends_when_its_last_tile_is_read(tiles, rows):
+    schedule = Schedule(100, tiles, rows)
+    for step in range(60):
+        assert schedule.epochs(step) == sum((q + 1) % tiles == 0 for q in range(step * rows))
 
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine", "constant"])
