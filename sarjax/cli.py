@@ -11,6 +11,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from sarjax.errors import UserError, unknown
+from sarjax.machine import visible_cores
 
 
 def _note(text: str) -> None:
@@ -29,8 +30,7 @@ def _devices(host_devices: int = 0) -> None:
     import jax
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # the checkpoint library warns of what is meant
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", host_devices or cores)
+    jax.config.update("jax_num_cpu_devices", host_devices or visible_cores())
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -43,10 +43,11 @@ def _train(args: Sequence[str]) -> None:
     if not args or args[0].startswith("-"):
         if "-h" in args or "--help" in args:
             print("usage: sarjax train RECIPE --workdir RUN [--preset NAME] [any dotted field]\n")
+            print("RECIPE may also be a run's config.json: its values are then the defaults of a run of the same data.")
             print("`sarjax train RECIPE --help` lists the fields; the recipes are:\n")
             _recipes([])
             return
-        raise UserError(f"sarjax train needs a recipe first: {', '.join(recipes.RECIPES)}.")
+        raise UserError(f"sarjax train needs a recipe first: {', '.join(recipes.RECIPES)}, or a run's config.json.")
     name, rest = args[0], list(args[1:])
     preset = ""
     if "--preset" in rest:
@@ -55,7 +56,7 @@ def _train(args: Sequence[str]) -> None:
             raise UserError(f"--preset needs a name: {', '.join(recipes.PRESETS)}.")
         preset = rest[at + 1]
         del rest[at : at + 2]
-    default = recipes.find(name, preset)
+    default = _default(name, preset)
     experiment_type, execution_type = type(default.experiment), type(default.execution)
 
     def train(
@@ -78,26 +79,61 @@ def _train(args: Sequence[str]) -> None:
         """
         import dataclasses
 
+        from sarjax.config import validate
+
         config = dataclasses.replace(default, experiment=experiment, execution=execution)
+        validate(config)
         _devices(_host_devices(workdir, config))
         from sarjax.train.loop import train as run
 
         for what, path in (("--teacher", teacher), ("--init-from", init_from)):
             if path is not None and not (path / "config.json").is_file():
                 raise UserError(f"{what} {path} holds no run; a directory made by `sarjax train` is accepted.")
-        run(config, workdir, teacher=teacher, init_from=init_from, extend_steps=extend_steps, say=_note)
+        dataset = _same_data(config)
+        run(
+            config, workdir, teacher=teacher, init_from=init_from, extend_steps=extend_steps, dataset=dataset, say=_note
+        )
 
-    doc = (default.recipe and recipes.RECIPES[name].__doc__) or ""
+    recipe = recipes.RECIPES.get(default.recipe.split("+")[0])
+    doc = (recipe and recipe.__doc__) or ""
     tyro.cli(
         tyro.conf.configure(tyro.conf.AvoidSubcommands)(train), prog=f"sarjax train {name}", description=doc, args=rest
     )
 
 
+def _default(name: str, preset: str) -> Any:
+    """The configuration that a training starts from: of a recipe, or of a config.json."""
+    from sarjax import config, recipes
+
+    if not name.endswith(".json"):
+        return recipes.find(name, preset)
+    if preset:
+        raise UserError(f"--preset {preset} changes a recipe; {name} says all of a run and takes none.")
+    return config.read(Path(name))
+
+
+def _same_data(config: Any) -> Any:
+    """The data set of a configuration that was read from a run, if it is the one that this run saw; else None."""
+    from sarjax.data.store import open_dataset
+
+    data = config.experiment.data
+    if not data.fingerprint:
+        return None
+    dataset = open_dataset(data.name, data.config, config.execution.data_dir)
+    if dataset.fingerprint != data.fingerprint:
+        raise UserError(
+            f"{dataset.directory} has the fingerprint {dataset.fingerprint}, but the configuration is of a run on "
+            f"{data.fingerprint}; the records of that build (--data-dir), or the recipe's name, would be accepted."
+        )
+    return dataset
+
+
 def _host_devices(workdir: Path, config: Any) -> int:
     """CPU devices of a run: as at its first start; else as asked; else one per core that the batch can be cut over."""
+    from sarjax.train.run import read_manifest
+
     asked = config.execution.host_devices
-    manifest = workdir / "manifest.json"
-    fixed = json.loads(manifest.read_text(encoding="utf-8")).get("host_devices", 0) if manifest.is_file() else 0
+    fixed = read_manifest(workdir).get("host_devices", 0)
     if fixed and asked and fixed != asked:
         raise UserError(
             f"{workdir} runs on {fixed} host devices since its first start, not {asked}: leave --host-devices out, or "
@@ -105,9 +141,8 @@ def _host_devices(workdir: Path, config: Any) -> int:
         )
     if fixed or asked:
         return fixed or asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rows = config.experiment.batch_size // max(1, config.experiment.accumulate)
-    return next(n for n in range(min(cores, max(rows, 1)), 0, -1) if rows % n == 0)
+    return next(n for n in range(min(visible_cores(), max(rows, 1)), 0, -1) if rows % n == 0)
 
 
 def evaluate(
@@ -130,8 +165,9 @@ def evaluate(
         data_dir: where built records are ("" = as the run was trained, else $SARJAX_DATA_DIR or ~/sarjax_data).
         json: print JSON instead of a table.
     """
-    manifest = run / "manifest.json"
-    _devices(_read_json(manifest).get("host_devices", 0) if manifest.is_file() else 0)
+    from sarjax.train.run import read_manifest
+
+    _devices(read_manifest(run).get("host_devices", 0))
     from sarjax.reports.evaluation import table, to_dict
     from sarjax.reports.run import evaluate_run
 
@@ -143,10 +179,6 @@ def evaluate(
 
         Console().print(table(result.evaluation, result.spec, f"{run}, {split}, step {result.step}"))
     _note(f"written: {', '.join(str(p) for p in result.files)}")
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def show(run: Positional[Path], json: FlagCreatePairsOff[bool] = False) -> None:
@@ -233,6 +265,7 @@ def show_data(
     from sarjax.reports.sheet import class_histogram, sheet
 
     dataset = open_directory(name) if Path(name).is_dir() else open_dataset(name, config, data_dir)
+    sheet(dataset, split, out, tiles)
     rows = class_histogram(dataset)
     if json:
         _print_json({"name": dataset.spec.name, "fingerprint": dataset.fingerprint, "classes": rows})
@@ -240,7 +273,6 @@ def show_data(
         print(f"{dataset.spec.name}: " + ", ".join(f"{n} {s}" for s, n in dataset.statistics.tiles.items()) + " tiles")
         for row in rows:
             print(f"  {row['class']:<14} {row['share']:8.3%}  {row['pixels']:>14,}")
-    sheet(dataset, split, out, tiles)
     _note(f"written: {out}")
 
 

@@ -12,7 +12,10 @@ import math
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from sarjax.errors import UserError, unknown
 from sarjax.options import LANet, MethodOptions, NetworkOptions, Supervised
@@ -31,7 +34,7 @@ class Data:
     config: str = ""
     labelled: float = 1.0
     labelled_seed: int = 0
-    fingerprint: str = ""
+    fingerprint: Annotated[str, tyro.conf.Suppress] = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,6 +271,16 @@ def to_json(config: Any) -> str:
 
 def from_json(text: str, cls: type = Config) -> Any:
     return from_dict(cls, json.loads(text))
+
+
+def read(path: Path) -> Config:
+    """The configuration in a `config.json`; UserError, naming the file, where it holds none."""
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror}; the config.json of a run is accepted.") from e
+    except (ValueError, UserError) as e:
+        raise UserError(f"{path} is no configuration ({str(e).rstrip('.')}); a run's config.json is accepted.") from e
 
 
 def difference(old: Any, new: Any, where: str = "") -> list[str]:

@@ -2,15 +2,20 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import fake_data
 import jax
+import numpy as np
 import pytest
 
 from sarjax import cli, recipes
+from sarjax.config import difference
+from sarjax.data.store import open_dataset
+from sarjax.machine import visible_cores
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -69,10 +74,16 @@ def test_every_recipe_runs(recipe, records, tmp_path):
     assert (recipes.RECIPES[recipe].__doc__ or "").count(f"sarjax train {recipe}") == 1, "says how it is run"
 
 
-def test_preset_halves_and_shortens():
-    full, small = recipes.find("ombria_s1").experiment, recipes.find("ombria_s1", "cpu").experiment
-    assert small.network.width < full.network.width
-    assert small.epochs < full.epochs
+def test_preset_quarters_the_width_and_thirds_the_epochs():
+    full, small = recipes.find("ombria_s1"), recipes.find("ombria_s1", "cpu")
+    assert small.recipe == "ombria_s1+cpu"
+    assert small.experiment.network.width == full.experiment.network.width / 4 == 0.25
+    assert small.experiment.epochs == full.experiment.epochs / 3 == 40
+    assert difference(full, small) == [
+        "recipe: 'ombria_s1' -> 'ombria_s1+cpu'",
+        "experiment.network.width: 1.0 -> 0.25",
+        "experiment.epochs: 120.0 -> 40.0",
+    ]
 
 
 def test_eval_prints_and_writes(trained, records, capsys):
@@ -104,14 +115,154 @@ def test_show(trained, capsys):
     assert json.loads(capsys.readouterr().out)["step"] == 2
 
 
-def test_the_written_config_runs_again(trained, records, tmp_path, capsys):
-    """config.json holds all of a run: read back, it is the same experiment."""
-    from sarjax.config import from_json, to_json
+def losses(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
-    text = (trained / "config.json").read_text()
-    assert to_json(from_json(text)) == text
+
+def test_the_same_command_again(trained, records, capsys):
+    capsys.readouterr()
     run("train", "ombria_s1", "--workdir", trained, "--data-dir", records, *SHRINK)
     assert "trained to its last step" in capsys.readouterr().err
+
+
+def test_the_written_config_runs_again(trained, records, tmp_path, capsys):
+    """config.json holds all of a run: another run from it is the same to the bit, on the same data only."""
+    file = tmp_path / "config.json"
+    shutil.copy(trained / "config.json", file)
+    run("train", file, "--workdir", tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_bytes() == file.read_bytes()
+    assert losses(tmp_path / "again") == losses(trained)
+    assert len(losses(trained)) > 0
+    capsys.readouterr()
+    run("train", file, "--workdir", trained)
+    assert "trained to its last step" in capsys.readouterr().err
+    other = json.loads(file.read_text())
+    other["experiment"]["data"]["fingerprint"] = "0" * 16
+    file.write_text(json.dumps(other))
+    message = fails(capsys, "train", file, "--workdir", tmp_path / "other")
+    assert "000000" in message
+    assert "--data-dir" in message
+    assert not (tmp_path / "other").exists()
+
+
+def test_fields_change_what_a_config_says(trained, tmp_path):
+    run("train", trained / "config.json", "--workdir", tmp_path / "run", "--seed", "5", "--steps", "1")
+    experiment = json.loads((tmp_path / "run" / "config.json").read_text())["experiment"]
+    assert (experiment["seed"], experiment["steps"], experiment["network"]["width"]) == (5, 1, 0.0625)
+
+
+def test_a_config_that_cannot_be_used(trained, tmp_path, capsys):
+    file = tmp_path / "config.json"
+    assert str(file) in fails(capsys, "train", file, "--workdir", tmp_path / "x")
+    for text in ("{", "[]", '{"experimnt": {}}'):
+        file.write_text(text)
+        assert str(file) in fails(capsys, "train", file, "--workdir", tmp_path / "x")
+    shutil.copy(trained / "config.json", file)
+    assert "takes none" in fails(capsys, "train", file, "--preset", "cpu", "--workdir", tmp_path / "x")
+    for args, key in [(("--batch-size", "0"), "batch_size"), (("--host-devices", "-2"), "host_devices")]:
+        assert key in fails(capsys, "train", file, "--workdir", tmp_path / "x", *args)
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_fingerprint_is_no_option(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run("train", "ombria_s1", "--help")
+    out = capsys.readouterr().out
+    assert "--data.labelled" in out
+    assert "--data.fingerprint" not in out
+    run("train", "--help")
+    assert "config.json" in capsys.readouterr().out
+
+
+def test_init_from_another_run(trained, records, tmp_path, capsys):
+    fresh, warm = tmp_path / "fresh", tmp_path / "warm"
+    one = ["--data-dir", records, *SHRINK, "--steps", "1", "--seed", "3"]
+    run("train", "ombria_s1", "--workdir", fresh, *one)
+    capsys.readouterr()
+    run("train", "ombria_s1", "--workdir", warm, "--init-from", trained, *one)
+    assert f"started from {trained}" in capsys.readouterr().err
+    assert losses(warm) != losses(fresh)
+    wider = fails(
+        capsys, "train", "ombria_s1", "--workdir", tmp_path / "x", *one, "--network.width", "0.125", "--init-from", warm
+    )
+    assert "another network" in wider
+    assert "--init-from" in fails(capsys, "train", "ombria_s1", "--workdir", tmp_path / "x", "--init-from", tmp_path)
+    assert not (tmp_path / "x").exists()
+
+
+def test_extend_steps(trained, records, tmp_path, capsys):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    command = ["train", "ombria_s1", "--workdir", workdir, "--data-dir", records, *SHRINK]
+    for steps in ("1", "2"):
+        assert f"--extend-steps {steps}" in fails(capsys, *command, "--extend-steps", steps)
+    run(*command, "--extend-steps", "3")
+    assert [step for step, _ in losses(workdir)][-1] == 3
+    capsys.readouterr()
+    run(*command)
+    assert "trained to its last step, 3" in capsys.readouterr().err
+    assert "--extend-steps 2" in fails(capsys, *command, "--extend-steps", "2")
+    assert "no run" in fails(
+        capsys, "train", "ombria_s1", "--workdir", tmp_path / "x", "--data-dir", records, *SHRINK, "--extend-steps", "9"
+    )
+
+
+def test_events_and_manifest(records, tmp_path):
+    workdir = tmp_path / "run"
+    shrink = [a for a in SHRINK if a != "--no-tensorboard"]
+    run("train", "ombria_s1", "--workdir", workdir, "--data-dir", records, *shrink)
+    assert [p for p in (workdir / "events").iterdir() if p.name.startswith("events.out.tfevents")]
+    (start,) = json.loads((workdir / "manifest.json").read_text())["starts"]
+    assert start["cores"] == visible_cores()
+    assert start["mesh"] == {"data": 1, "fsdp": 1, "space": 1}
+    assert start["command"] == sys.argv
+    assert start["step"] == 0
+
+
+def test_damaged_files_are_named(trained, records, tmp_path, capsys):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    (workdir / "manifest.json").write_text('{"host_devices": 1')
+    again = ["train", "ombria_s1", "--workdir", workdir, "--data-dir", records, *SHRINK]
+    for command in (again, ["eval", workdir], ["show", workdir]):
+        assert f"{workdir / 'manifest.json'} is damaged" in fails(capsys, *command)
+    copy = shutil.copytree(records, tmp_path / "records")
+    shard = next(copy.glob("ombria/*/ombria-train*"))
+    shard.write_bytes(shard.read_bytes()[:100_000])
+    for command in (
+        ["train", "ombria_s1", "--workdir", tmp_path / "new", "--data-dir", copy, *SHRINK],
+        ["data", "show", "ombria", "--data-dir", copy, "--out", tmp_path / "sheet.png"],
+    ):
+        assert f"{shard} is damaged" in fails(capsys, *command)
+        assert capsys.readouterr().out == ""
+    (shard.parent / "features.json").write_text("{")
+    assert "features.json" in fails(capsys, "data", "show", "ombria", "--data-dir", copy)
+
+
+def test_results_that_cannot_be_written(trained, tmp_path, capsys, monkeypatch):
+    """Found before the look at the test split is noted, and before anything is evaluated."""
+    workdir = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    (workdir / "eval").write_text("a file")
+    before = (workdir / "manifest.json").read_bytes()
+    monkeypatch.setattr("sarjax.train.feed.run_evaluation", None)
+    message = fails(capsys, "eval", workdir, "--split", "test")
+    assert f"cannot write to {workdir / 'eval'}" in message
+    assert (workdir / "manifest.json").read_bytes() == before
+
+
+def test_panels(trained, records, tmp_path):
+    from PIL import Image
+
+    from sarjax.errors import UserError
+    from sarjax.reports.run import draw_panels
+
+    paths = [draw_panels(trained, tmp_path / f"{n}.png", split="test", tiles=n) for n in (1, 99)]
+    one, all_of_them = (np.asarray(Image.open(p).convert("RGB")) for p in paths)
+    assert all_of_them.shape[0] > 1.5 * one.shape[0], "there are two test tiles"
+    assert all_of_them.shape[1] == one.shape[1]
+    for colour in open_dataset("ombria", data_dir=records).spec.palette:
+        assert (one == colour).all(-1).any()
+    with pytest.raises(UserError, match="did you mean 'test'"):
+        draw_panels(trained, tmp_path / "x.png", split="tset")
 
 
 def test_data_show_and_stats(records, tmp_path, capsys):
@@ -122,6 +273,15 @@ def test_data_show_and_stats(records, tmp_path, capsys):
     before = (folder / "stats.json").read_bytes()
     run("data", "stats", folder)
     assert (folder / "stats.json").read_bytes() == before
+    capsys.readouterr()
+    assert "cannot write" in fails(
+        capsys, "data", "show", "ombria", "--data-dir", records, "--out", tmp_path / "a/b.png"
+    )
+    assert "did you mean 'train'" in fails(capsys, "data", "show", "ombria", "--data-dir", records, "--split", "trian")
+    for wrong in (("--split", "trian"), ("--out", tmp_path / "a" / "b.png"), ("--tiles", "0")):
+        with pytest.raises(SystemExit):
+            run("data", "show", "ombria", "--data-dir", records, *wrong)
+        assert capsys.readouterr().out == ""
 
 
 def test_models(capsys):
@@ -130,6 +290,8 @@ def test_models(capsys):
     assert rows["lanet_r18"]["parameters"] == 2_826_390
     run("models", "--size", "64")
     assert "2,826,390" in capsys.readouterr().out
+    for what in ("size", "classes", "channels"):
+        assert f"{what} is 0" in fails(capsys, "models", f"--{what}", "0")
 
 
 def test_errors_are_one_sentence(records, tmp_path, capsys, monkeypatch):
@@ -189,8 +351,7 @@ def test_training_loads_neither_tensorflow_nor_rasterio(records, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "step 2/2" in done.stderr
     manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
-    cores = len(os.sched_getaffinity(0))
-    assert manifest["host_devices"] == min(cores, 2), "one per core, as far as the batch of 2 can be cut"
+    assert manifest["host_devices"] == min(visible_cores(), 2), "one per core, as far as the batch of 2 can be cut"
     refused = python(
         "-m",
         "sarjax",

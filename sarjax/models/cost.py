@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sarjax.errors import UserError
 from sarjax.models import NETWORKS, build_network
 from sarjax.models.layers import AvgPool, BatchNorm, MaxPool, ReLU, Sigmoid
 from sarjax.options import LANet, NetworkOptions
@@ -106,7 +107,13 @@ def cost(options: NetworkOptions, num_classes: int, in_channels: int, size: int,
 
 
 def model_table(size: int = 256, classes: int = 7, channels: int = 3, *, xla: bool = True) -> list[dict[str, Any]]:
-    """A row per known network, at its default options, and per named variant: {"name", fields of `Cost`}."""
+    """A row per known network, at its default options, and per named variant: {"name", fields of `Cost`}.
+
+    UserError for a size, a number of classes or of channels below 1.
+    """
+    for what, value in (("size", size), ("classes", classes), ("channels", channels)):
+        if value < 1:
+            raise UserError(f"{what} is {value}; a whole number from 1 is accepted.")
     known = {name: NetworkOptions.registry()[name]() for name in NETWORKS} | VARIANTS
     return [
         {"name": name, **cost(options, classes, channels, size, xla=xla)._asdict()} for name, options in known.items()

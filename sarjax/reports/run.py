@@ -1,10 +1,13 @@
 """Tables and pictures of a run, made from the run's own files."""
 
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sarjax.config import Config
+from sarjax.data.store import Dataset, open_dataset
 from sarjax.errors import UserError, unknown
 from sarjax.evaluate.evaluator import Evaluation
 from sarjax.spec import DatasetSpec
@@ -31,12 +34,12 @@ def evaluate_run(
 ) -> EvaluatedRun:
     """Evaluates a run on `split` and writes RUN/eval/<split>-<checkpoint>.{json,csv,png}.
 
-    A look at the test split is written to the manifest before it happens. UserError for data other than the run's own.
+    A look at the test split is written to the manifest before it happens. UserError for data other than the run's own,
+    and for a RUN/eval that cannot be written to.
     """
     import jax
 
     from sarjax.config import Mesh
-    from sarjax.data.store import open_dataset
     from sarjax.evaluate.evaluator import make_count_step
     from sarjax.reports.evaluation import confusion_png, write_csv, write_json
     from sarjax.train.feed import run_evaluation
@@ -44,15 +47,8 @@ def evaluate_run(
     from sarjax.train.run import read_config, read_manifest, restore_run, write_manifest
 
     mesh = make_mesh(Mesh())
-    experiment, execution = (c := read_config(run)).experiment, c.execution
-    dataset = open_dataset(experiment.data.name, experiment.data.config, data_dir or execution.data_dir)
-    if split not in dataset.splits:
-        raise unknown(f"split of {dataset.spec.name}", split, dataset.splits)
-    if dataset.fingerprint != experiment.data.fingerprint:
-        raise UserError(
-            f"{dataset.directory} is not what {run} was trained on (fingerprint {dataset.fingerprint}, not "
-            f"{experiment.data.fingerprint}); the records of that build would be accepted (--data-dir)."
-        )
+    dataset = _data_of(run, read_config(run), split, data_dir)
+    folder = _results_folder(run)
     restored = restore_run(run, mesh, checkpoint=checkpoint, ema=ema, say=say)
     heads = restored.method.heads
     name = head or next(iter(heads))
@@ -74,14 +70,37 @@ def evaluate_run(
         count, heads[name], restored.params, restored.stats, dataset, split, restored.config, mesh
     )
 
-    folder = run / "eval"
-    folder.mkdir(exist_ok=True)
     stem = "-".join([split, checkpoint, *(["ema"] if ema else []), *([head] if head else [])])
     files = tuple(folder / f"{stem}.{kind}" for kind in ("json", "csv", "png"))
     write_json(files[0], evaluation, dataset.spec)
     write_csv(files[1], evaluation, dataset.spec)
     confusion_png(files[2], evaluation.confusion, dataset.spec.class_names)
     return EvaluatedRun(evaluation, dataset.spec, restored.step, files)
+
+
+def _data_of(run: Path, config: Config, split: str, data_dir: str) -> Dataset:
+    """The data set that `run` was trained on; UserError for another, or without `split`."""
+    data = config.experiment.data
+    dataset = open_dataset(data.name, data.config, data_dir or config.execution.data_dir)
+    if split not in dataset.splits:
+        raise unknown(f"split of {dataset.spec.name}", split, dataset.splits)
+    if dataset.fingerprint != data.fingerprint:
+        raise UserError(
+            f"{dataset.directory} is not what {run} was trained on (fingerprint {dataset.fingerprint}, not "
+            f"{data.fingerprint}); the records of that build would be accepted (--data-dir)."
+        )
+    return dataset
+
+
+def _results_folder(run: Path) -> Path:
+    """RUN/eval, made where it is not there; UserError where nothing can be written to it."""
+    folder = run / "eval"
+    try:
+        folder.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as e:
+        raise UserError(f"cannot write to {folder}: {e.strerror}; a writable folder is needed.") from e
+    return folder
 
 
 def describe(run: Path) -> dict[str, Any]:
@@ -136,21 +155,19 @@ def draw_curves(run: Path) -> Path | None:
 
 
 def draw_panels(run: Path, out: Path, *, split: str = "val", tiles: int = 4, data_dir: str = "") -> Path:
-    """A PNG of `tiles` evenly spaced tiles of `split`: SAR, optical, truth, prediction."""
+    """A PNG of `tiles` evenly spaced tiles of `split`: SAR, optical, truth, prediction. UserError for other data."""
     import jax
     import numpy as np
 
     from sarjax.config import Mesh
     from sarjax.data.pipeline import evaluation_batches
-    from sarjax.data.store import open_dataset
     from sarjax.reports.evaluation import panels
     from sarjax.train.mesh import make_mesh, put_batch, replicated, row_shards
     from sarjax.train.run import restore_run
 
     mesh = make_mesh(Mesh())
     restored = restore_run(run, mesh)
-    data = restored.config.experiment.data
-    dataset = open_dataset(data.name, data.config, data_dir or restored.config.execution.data_dir)
+    dataset = _data_of(run, restored.config, split, data_dir)
     rows = dataset.split(split)
     chosen = [rows[int(i)] for i in np.linspace(0, len(rows) - 1, min(tiles, len(rows))).round()]
     head = next(iter(restored.method.heads.values()))
