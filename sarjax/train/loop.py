@@ -45,6 +45,7 @@ def train(
     SIGTERM saves a checkpoint and returns early; the same call goes on from there.
     """
     # ------------------------------------------------------------------ data
+    configs.validate(config)
     execution = config.execution
     data = config.experiment.data
     dataset = dataset or open_dataset(data.name, data.config, execution.data_dir)

@@ -96,6 +96,25 @@ def test_augmentation_follows_the_row_not_its_place():
     assert inputs[1] < inputs[0]
 
 
+def test_hidden_labels_are_not_learnt_from():
+    """Noise in the truth that a run may not see leaves its gradient as it was, bit for bit."""
+    method, variables = build(Supervised(dice=1.0), augment=Augment(crop=32, flip=True, rotate=True))
+    rest = Rest(None, variables.stats, variables.memory)
+
+    @jax.jit
+    def gradient(rows):
+        def value(params):
+            found, _ = method.loss(params, rest, rows, jax.random.key(1), jnp.zeros((), jnp.int32))
+            return sum(t.factor * t.mean() for t in found.values())
+
+        return jax.grad(value)(variables.params)
+
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 3, (4, 64, 64)).astype(np.uint8) for _ in range(2)]
+    a, b = (gradient(batch(hidden_label=n)) for n in noise)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
 def test_encode_gives_features_by_stride():
     method, variables = build(network=LANet(width=0.0625))
     images = jnp.zeros((2, 64, 64, 1))
