@@ -1,0 +1,1 @@
+"""Geometry, radiometry and network inputs on device: pure and keyed."""

@@ -1,0 +1,1 @@
+"""Sources, statistics, pipeline and synthesis: numpy only, no jax."""

@@ -1,0 +1,1 @@
+"""One exact confusion matrix on device; every metric is derived from it."""

@@ -1,0 +1,1 @@
+"""Tables and pictures of data sets and runs, from their own files."""
