@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sarjax import recipes
-
-SCENES, SIZE = 5, (1024, 1024)
-
+from sarjax.config import Config
 
 def majority(confusion: np.ndarray) -> np.ndarray:
     """The confusion matrix of always answering the class that is most frequent in the truth: the best blind guess."""
@@ -19,8 +17,20 @@ def majority(confusion: np.ndarray) -> np.ndarray:
     return answer
 
 
-def run(out: Path, seed: int = 0, *, say: Callable[[str], None] = print) -> None:
-    """Everything goes to `out`; a second call goes on where the first one stopped."""
+def run(
+    out: Path,
+    seed: int = 0,
+    *,
+    scenes: int = 5,
+    size: tuple[int, int] = (1024, 1024),
+    config: Config | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Everything goes to `out`; a second call goes on where the first one stopped.
+
+    seed: of scenes and training. scenes, size: how many, of (width, height) pixels each. config: of the training
+    (None = recipe synthetic_sar); its seed and its data folder are set here.
+    """
     from rich.console import Console
 
     from sarjax.data.build import build, console_progress
@@ -33,18 +43,18 @@ def run(out: Path, seed: int = 0, *, say: Callable[[str], None] = print) -> None
     from sarjax.train.loop import train
 
     began = time.monotonic()
-    scenes, records, workdir = out / "scenes", out / "records", out / "run"
+    source, records, workdir = out / "scenes", out / "records", out / "run"
 
-    say(f"1. {SCENES} synthetic scenes of {SIZE[0]}x{SIZE[1]}: optical, SAR, labels")
+    say(f"1. {scenes} synthetic scenes of {size[0]}x{size[1]}: optical, SAR, labels")
     with console_progress("synthesize") as progress:
-        synthesize(scenes, SCENES, SIZE, seed, progress=progress)
+        synthesize(source, scenes, size, seed, progress=progress)
 
     say("2. records: tiles of 256x256, split by scene")
     with console_progress("build") as progress:
-        build("whu_opt_sar", scenes, records, progress=progress, say=say)
+        build("whu_opt_sar", source, records, progress=progress, say=say)
 
     say("3. LANet on SAR alone")
-    config = recipes.find("synthetic_sar")
+    config = config or recipes.find("synthetic_sar")
     config = dataclasses.replace(
         config,
         experiment=dataclasses.replace(config.experiment, seed=seed),
