@@ -46,6 +46,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """{split: jobs} from the files under `source`, read no further than needed; UserError for a bad source."""
         raise NotImplementedError
 
+    def notice(self, source: Path) -> str:
+        """A line for the user: what the files under `source` hold that this configuration does not read ("" = none)."""
+        return ""
+
     def examples(self, job: Any) -> Iterator[dict[str, Any]]:
         """The tiles of one job, as `example` makes them."""
         raise NotImplementedError

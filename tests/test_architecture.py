@@ -1,6 +1,9 @@
 """What import-linter cannot say: who alone may use a library."""
 
 import ast
+import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,12 +51,92 @@ def test_recipes_are_values():
         assert ours <= {"sarjax.config", "sarjax.errors", "sarjax.options", "sarjax.recipes"}, path
 
 
-def test_no_paper_is_named_outside_methods():
-    """The step, the loop, checkpoints and sharding know nothing of papers."""
-    for folder in ("train", "evaluate", "data", "augment"):
-        for path in (PACKAGE / folder).glob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Compare):
-                    text = ast.unparse(node)
-                    assert "method.NAME" not in text, f"{path}: {text}"
-                    assert "method.name" not in text, f"{path}: {text}"
+def general_modules():
+    """What knows nothing of papers: step, loop, checkpoints, sharding, data, evaluation, reports, command line."""
+    for folder in ("train", "evaluate", "data", "augment", "reports", "scenes"):
+        yield from sorted((PACKAGE / folder).glob("*.py"))
+    yield PACKAGE / "cli.py"
+
+
+BASES = {"MethodOptions", "Named", "NetworkOptions"}
+GENERAL = {"sarjax.options", "sarjax.options.base", "sarjax.methods", "sarjax.methods.record"}
+
+
+def papers(source):
+    """Lines of a module that name a paper: that ask for a method's name, or import its options or its module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare) and any(name in ast.unparse(node) for name in ("method.NAME", "method.name")):
+            yield ast.unparse(node)
+        elif isinstance(node, ast.Import):
+            names = {alias.name for alias in node.names} - {"sarjax.methods", "sarjax.methods.record"}
+            if any(name.startswith(("sarjax.options", "sarjax.methods")) for name in names):
+                yield ast.unparse(node)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {alias.name for alias in node.names}
+            if (
+                (node.module in ("sarjax.options", "sarjax.options.base") and names - BASES)
+                or (node.module.startswith(("sarjax.options.", "sarjax.methods.")) and node.module not in GENERAL)
+                or (node.module == "sarjax" and "options" in names)
+            ):
+                yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", list(general_modules()), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_paper_is_named_outside_methods(path):
+    assert list(papers(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("from sarjax.options import NetworkOptions, MethodOptions", False),
+        ("from sarjax.options.base import Named", False),
+        ("from sarjax.methods.record import Method", False),
+        ("from sarjax.methods import build_method", False),
+        ("from sarjax.options import NetworkOptions, LANet", True),
+        ("from sarjax.options.lanet import LANet", True),
+        ("def f():\n    from sarjax.options import *", True),
+        ("from sarjax import options", True),
+        ("import sarjax.options as o", True),
+        ("import sarjax.options.lanet", True),
+        ("from sarjax.methods.supervised import supervised", True),
+        ("x = experiment.method.NAME == 'supervised'", True),
+    ],
+)
+def test_the_search_for_papers(source, found):
+    assert bool(list(papers(source))) == found
+
+
+def test_import_contracts():
+    """The layers of pyproject.toml."""
+    linter = pytest.importorskip("importlinter.cli")
+    assert linter.lint_imports(config_filename=str(PACKAGE.parent / "pyproject.toml"), no_cache=True) == 0
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_importing_sarjax_is_light():
+    heavy = "('jax', 'flax', 'numpy', 'tyro', 'tensorflow_datasets', 'matplotlib', 'rasterio')"
+    assert python(f"import sys, sarjax; print(sarjax.__version__, [m for m in {heavy} if m in sys.modules])").endswith(
+        " []"
+    )
+    light = "sarjax.Config, sarjax.UserError, sarjax.DatasetSpec, sarjax.open_dataset, sarjax.build_network"
+    assert python(f"import sys, sarjax; {light}; print('jax' in sys.modules)") == "False"
+
+
+def test_public_names():
+    for name in sarjax.__all__:
+        value = getattr(sarjax, name)
+        module = importlib.import_module(sarjax._PUBLIC[name])
+        assert value is getattr(module, name)
+        assert value.__module__.startswith("sarjax."), name
+        assert not (PACKAGE / name).exists(), f"{name} is a folder: which of the two it is would depend on imports"
+        assert not (PACKAGE / f"{name}.py").exists(), name
+    assert {"Config", "open_dataset", "__version__"} <= set(dir(sarjax))
+    with pytest.raises(AttributeError, match="no attribute 'Confg'"):
+        sarjax.Confg  # noqa: B018
+    from sarjax import Config, config
+
+    assert Config is config.Config

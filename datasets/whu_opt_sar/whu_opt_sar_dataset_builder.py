@@ -73,6 +73,11 @@ class Builder(builder.Builder):
             first += (height // self.tile) * (width // self.tile)
         return plan
 
+    def notice(self, source: Path) -> str:
+        if self.spec.dates > 1 or not any((source / f"{kind}_2").is_dir() for kind in ("optical", "image", "sar")):
+            return ""
+        return f"{source} holds a second date, which this build leaves out: --config dates2 reads both."
+
     def examples(self, job: Scene) -> Iterator[dict[str, Any]]:
         side, tile_id, stem = self.tile, job.first, job.files[0][0].stem
         for row in range(0, job.height - side + 1, side):

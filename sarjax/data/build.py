@@ -69,6 +69,9 @@ def build(
             say(f"{final} is built already: --overwrite builds it again.")
             return final
         builder.progress = progress
+        notice = builder.notice(source)
+        if notice:
+            say(notice)
         _run(builder, source, temporary)
         made = Path(builder.data_dir)
         write_atomically(made / SPEC_FILE, builder.spec.to_json())

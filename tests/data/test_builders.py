@@ -223,6 +223,17 @@ class TestWhuOptSar:
         where = split_of_scenes([f"{i}.tif" for i in range(scenes)])
         assert [sum(s == split for s in where.values()) for split in ("train", "val", "test")] == wanted
 
+    def test_a_second_date_that_is_not_read_is_mentioned(self, tmp_path):
+        fake_data.write_whu(tmp_path / "s", names=("a.tif", "b.tif", "c.tif"), size=(256, 256), dates=2)
+        said = []
+        build("whu_opt_sar", tmp_path / "s", tmp_path / "o", say=said.append)
+        assert said == [
+            f"{tmp_path / 's'} holds a second date, which this build leaves out: --config dates2 reads both."
+        ]
+        said.clear()
+        build("whu_opt_sar", tmp_path / "s", tmp_path / "o", config="dates2", say=said.append)
+        assert said == []
+
     def test_the_release_of_2022_and_two_dates(self, tmp_path):
         files = fake_data.write_whu(tmp_path / "s", names=("a.tif", "b.tif", "c.tif"), size=(256, 300), dates=2)
         (tmp_path / "s" / "optical").rename(tmp_path / "s" / "image")
