@@ -263,6 +263,12 @@ def test_panels(trained, records, tmp_path):
         assert (one == colour).all(-1).any()
     with pytest.raises(UserError, match="did you mean 'test'"):
         draw_panels(trained, tmp_path / "x.png", split="tset")
+    other = shutil.copytree(trained, tmp_path / "other")
+    d = json.loads((other / "config.json").read_text())
+    d["experiment"]["data"]["fingerprint"] = "0" * 16
+    (other / "config.json").write_text(json.dumps(d))
+    with pytest.raises(UserError, match=r"is not what .*other was trained on"):
+        draw_panels(other, tmp_path / "x.png")
 
 
 def test_data_show_and_stats(records, tmp_path, capsys):
