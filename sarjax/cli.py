@@ -87,12 +87,10 @@ def _train(args: Sequence[str]) -> None:
         from sarjax.train.loop import train as run
 
         for what, path in (("--teacher", teacher), ("--init-from", init_from)):
-            if path is not None and not (path / "config.json").is_file():
+            known = what == "--teacher" and (workdir / "teacher").is_dir()  # copied: its own run may be gone
+            if path is not None and not known and not (path / "config.json").is_file():
                 raise UserError(f"{what} {path} holds no run; a directory made by `sarjax train` is accepted.")
-        dataset = _same_data(config)
-        run(
-            config, workdir, teacher=teacher, init_from=init_from, extend_steps=extend_steps, dataset=dataset, say=_note
-        )
+        run(config, workdir, teacher=teacher, init_from=init_from, extend_steps=extend_steps, say=_note)
 
     recipe = recipes.RECIPES.get(default.recipe.split("+")[0])
     doc = (recipe and recipe.__doc__) or ""
@@ -110,22 +108,6 @@ def _default(name: str, preset: str) -> Any:
     if preset:
         raise UserError(f"--preset {preset} changes a recipe; {name} says all of a run and takes none.")
     return config.read(Path(name))
-
-
-def _same_data(config: Any) -> Any:
-    """The data set of a configuration that was read from a run, if it is the one that this run saw; else None."""
-    from sarjax.data.store import open_dataset
-
-    data = config.experiment.data
-    if not data.fingerprint:
-        return None
-    dataset = open_dataset(data.name, data.config, config.execution.data_dir)
-    if dataset.fingerprint != data.fingerprint:
-        raise UserError(
-            f"{dataset.directory} has the fingerprint {dataset.fingerprint}, but the configuration is of a run on "
-            f"{data.fingerprint}; the records of that build (--data-dir), or the recipe's name, would be accepted."
-        )
-    return dataset
 
 
 def _host_devices(workdir: Path, config: Any) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from sarjax import recipes
 from sarjax.config import Config
 
+
 def majority(confusion: np.ndarray) -> np.ndarray:
     """The confusion matrix of always answering the class that is most frequent in the truth: the best blind guess."""
     answer = np.zeros_like(confusion)

@@ -6,7 +6,6 @@ RUN/ config.json  manifest.json  spec.json  stats.json  metrics.jsonl  events/  
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import sys
 import time
@@ -23,6 +22,7 @@ from sarjax.data.pipeline import labelled_split
 from sarjax.data.store import Dataset
 from sarjax.errors import UserError
 from sarjax.files import file_digest, write_atomically
+from sarjax.machine import visible_cores
 from sarjax.methods import build_method
 from sarjax.methods.record import Context, Method, Schedule, Tree
 from sarjax.spec import DatasetSpec, Statistics, Stream
@@ -44,8 +44,14 @@ def resolve(workdir: Path, config: Config, dataset: Dataset) -> Config:
     """The configuration that the run in `workdir` goes by; writes nothing.
 
     A new or empty directory takes `config`; one of the same experiment is continued; UserError, with the difference,
-    for one of another experiment.
+    for one of another experiment, and for a configuration that was read from a run on other records.
     """
+    seen, found = config.experiment.data.fingerprint, dataset.fingerprint
+    if seen and seen != found:
+        raise UserError(
+            f"{dataset.directory} has the fingerprint {found}, but the configuration is of a run on {seen}; the "
+            "records of that build (--data-dir), or the recipe's name, would be accepted."
+        )
     data = dataclasses.replace(config.experiment.data, fingerprint=dataset.fingerprint)
     config = dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, data=data))
     if (workdir / "config.json").exists():
@@ -111,7 +117,7 @@ def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
         "device": devices[0].device_kind,
         "devices": len(devices),
         "processes": jax.process_count(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": visible_cores(),
         "mesh": dict(mesh.shape),
     }
 
@@ -136,9 +142,12 @@ def record_start(workdir: Path, env: dict[str, Any], fingerprint: str, step: int
 def read_manifest(workdir: Path) -> dict[str, Any]:
     path = workdir / "manifest.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as e:
-        raise UserError(f"{path} is damaged ({e}); the file that the run wrote is accepted.") from e
+        manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path} is damaged; the file that the run wrote is accepted.")
+    return manifest
 
 
 def write_manifest(workdir: Path, manifest: dict[str, Any]) -> None:
@@ -151,10 +160,7 @@ def read_config(workdir: Path) -> Config:
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise UserError(f"{workdir} holds no run (no config.json); a directory made by `sarjax train` is accepted.")
-    try:
-        return configs.from_json(path.read_text(encoding="utf-8"))
-    except (ValueError, UserError) as e:
-        raise UserError(f"{path} is damaged ({str(e).rstrip('.')}); the file that the run wrote is accepted.") from e
+    return configs.read(path)
 
 
 class Restored(NamedTuple):
