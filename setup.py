@@ -1,5 +1,5 @@
 from setuptools import find_packages, setup
 
-builders = find_packages("datasets")
-folders = {"sarjax_datasets": "datasets"} | {f"sarjax_datasets.{b}": f"datasets/{b.replace('.', '/')}" for b in builders}
-setup(packages=[*find_packages(include=["sarjax*"]), *folders], package_dir={"sarjax": "sarjax", **folders})
+names = {"": "datasets"} | {f".{name}": f"datasets/{name.replace('.', '/')}" for name in find_packages("datasets")}
+builders = {f"sarjax_datasets{name}": folder for name, folder in names.items()}
+setup(packages=[*find_packages(include=["sarjax*"]), *builders], package_dir={"sarjax": "sarjax", **builders})
