@@ -110,7 +110,7 @@ def test_the_search_for_papers(source, found):
 def test_import_contracts():
     """The layers of pyproject.toml."""
     linter = pytest.importorskip("importlinter.cli")
-    assert linter.lint_imports(config_filename=str(PACKAGE.parent / "pyproject.toml"), no_cache=True) == 0
+    assert linter.lint_imports(config_filename=str(Path(__file__).parent.parent / "pyproject.toml"), no_cache=True) == 0
 
 
 def python(code):

@@ -162,8 +162,12 @@ def test_max_pool_sends_the_gradient_to_the_first_of_equals():
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[1, 0, 2, 0], [0, 0, 0, 0], [3, 0, 4, 0], [0, 0, 0, 0]])
 
 
+# Products of the smallest numbers are flushed to zero, as everywhere in XLA.
+values = st.floats(-100, 100, width=32).filter(lambda v: v == 0 or abs(v) > 1e-30)
+
+
 @settings(deadline=None, max_examples=8)
-@given(sizes, sizes, sizes, sizes, st.floats(-100, 100, width=32))
+@given(sizes, sizes, sizes, sizes, values)
 def test_constants_and_means_are_preserved(h, w, oh, ow, value):
     x = np.full((1, h, w, 2), value, np.float32)
     for y in (resize_bilinear(x, (oh, ow)), adaptive_avg_pool(x, (oh, ow))):
