@@ -26,10 +26,13 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, keep: int = 2, say: Callable[[str], None] = print, read_only: bool = False):
         self.directory, self.say = Path(directory).resolve(), say
+        # Two managers that save at once must not wait at each other's barriers.
+        barriers = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.directory.name)
         if read_only:
-            options = ocp.CheckpointManagerOptions(save_interval_steps=0, create=False, read_only=True)
+            how = {"save_interval_steps": 0, "create": False, "read_only": True}
         else:
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+            how = {"max_to_keep": keep, "cleanup_tmp_directories": True}
+        options = ocp.CheckpointManagerOptions(multiprocessing_options=barriers, **how)
         handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         self._leader = jax.process_index() == 0 and not read_only
