@@ -88,7 +88,8 @@ class TensorBoard:
     def __init__(self, directory: Path, start: int):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=start + 1)
+        # The name holds the second only: a resume within it would overwrite the file.
+        self._writer = SummaryWriter(str(directory), purge_step=start + 1, filename_suffix=f".{start}")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
