@@ -5,10 +5,11 @@ Training from built records never comes here (a test holds that it imports no ra
 """
 
 import contextlib
+import math
 import os
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ import numpy as np
 from sarjax.errors import UserError
 
 READABLE = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+# Beyond these a file is refused before anything is decoded: a few megabytes can unfold into terabytes.
+MOST_PIXELS = int(os.environ.get("SARJAX_MAX_PIXELS", 2**33))
+MOST_BLOCK_BYTES = 2**30
+BLOCK = 256
 
 
 class Window(NamedTuple):
@@ -28,28 +33,192 @@ class Window(NamedTuple):
     width: int
 
 
-def size(path: str | os.PathLike) -> tuple[int, int, int]:
-    """(height, width, bands) of the raster at `path`, from its header; UserError if it cannot be opened."""
-    with _open(path) as f:
-        return f.height, f.width, f.count
+class Georeference(NamedTuple):
+    """Where a raster lies on the ground: rasterio's CRS, affine transform and ground control points; all may be None.
 
-
-def read(path: str | os.PathLike, window: Window | tuple[int, int, int, int] | None = None) -> np.ndarray:
-    """The pixels of `path`: (h, w, c) in the file's dtype.
-
-    window: (row, column, height, width); must lie inside the raster. None = all of it.
-    Raises UserError naming the file when it is missing, empty, truncated or no raster.
+    An identity transform, which is what a file without any has, is None.
     """
-    with _open(path) as f:
+
+    crs: Any = None
+    transform: Any = None
+    gcps: Any = None
+
+
+NOWHERE = Georeference()
+
+
+class Info(NamedTuple):
+    """What a raster's header says. no_data: the value that the file declares as no-data, or None."""
+
+    height: int
+    width: int
+    bands: int
+    dtype: str
+    no_data: float | None
+    georeference: Georeference
+
+
+class Reader:
+    """An open raster: `info`, and `read` by window. Not to be shared between threads."""
+
+    def __init__(self, path: Path, file: Any):
+        self.path, self._file = path, file
+        gcps, gcps_crs = file.gcps
+        transform = None if file.transform.is_identity else file.transform
+        self.info = Info(
+            file.height,
+            file.width,
+            file.count,
+            _dtype_of(path, file),
+            file.nodata,
+            Georeference(file.crs or gcps_crs, transform, gcps or None),
+        )
+
+    def read(self, window: Window | Sequence[int] | None = None) -> np.ndarray:
+        """Pixels (h, w, c) of `window`, None = all, in the file's dtype; UserError where it reaches outside."""
+        return np.ascontiguousarray(np.moveaxis(self._decode("read", window), 0, -1))
+
+    def declared(self, window: Window | Sequence[int] | None = None) -> np.ndarray:
+        """(h, w, c) bool: where the file itself (no-data value, mask or alpha band) says that there are data."""
+        return np.moveaxis(self._decode("read_masks", window), 0, -1) > 0
+
+    def thumbnail(self, side: int) -> np.ndarray:
+        """The whole raster (h, w, c), thinned out (not averaged) to at most `side` pixels a side."""
+        scale = max(1.0, max(self.info.height, self.info.width) / side)
+        shape = (self.info.bands, max(1, round(self.info.height / scale)), max(1, round(self.info.width / scale)))
+        return np.moveaxis(self._file.read(out_shape=shape), 0, -1)
+
+    def _decode(self, how: str, window: Window | Sequence[int] | None) -> np.ndarray:
         part = None
         if window is not None:
             from rasterio.windows import Window as Part
 
             row, column, height, width = window
-            if row < 0 or column < 0 or row + height > f.height or column + width > f.width:
-                raise UserError(f"{path} is {f.width} x {f.height} pixels, too small for the window {tuple(window)}.")
+            if row < 0 or column < 0 or row + height > self.info.height or column + width > self.info.width:
+                raise UserError(
+                    f"{self.path} is {self.info.width} x {self.info.height} pixels, too small for the window "
+                    f"{tuple(window)}."
+                )
             part = Part(column, row, width, height)
-        return np.ascontiguousarray(np.moveaxis(f.read(window=part), 0, -1))
+        with _reading(self.path):
+            return getattr(self._file, how)(window=part)
+
+
+@contextlib.contextmanager
+def open_raster(path: str | os.PathLike) -> Iterator[Reader]:
+    """The raster at `path`; UserError naming it when it is missing, empty, truncated, oversized or no raster."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: a raster file ({', '.join(READABLE)}) is expected there.")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes): download or copy it again.")
+    _check_end(path)
+    import rasterio
+
+    with contextlib.ExitStack() as stack:
+        with _reading(path):
+            stack.enter_context(_quiet())
+            # Bounded: by default GDAL keeps decoded blocks in 5 % of the machine's memory.
+            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=128))
+            file = stack.enter_context(rasterio.open(path))
+            _check_size(path, file)
+            reader = Reader(path, file)
+        yield reader
+
+
+def info(path: str | os.PathLike) -> Info:
+    """What the header of the raster at `path` says; UserError if it cannot be opened."""
+    with open_raster(path) as f:
+        return f.info
+
+
+def size(path: str | os.PathLike) -> tuple[int, int, int]:
+    """(height, width, bands) of the raster at `path`, from its header; UserError if it cannot be opened."""
+    return info(path)[:3]
+
+
+def read(path: str | os.PathLike, window: Window | Sequence[int] | None = None) -> np.ndarray:
+    """The pixels of `path`: (h, w, c) in the file's dtype.
+
+    window: (row, column, height, width); must lie inside the raster. None = all of it.
+    Raises UserError naming the file when it is missing, empty, truncated or no raster.
+    """
+    with open_raster(path) as f:
+        return f.read(window)
+
+
+class Writer:
+    """A tiled GeoTIFF that is being written, by window, in any order."""
+
+    def __init__(self, path: Path, file: Any):
+        self._path, self._file = path, file
+
+    def write(self, window: Window | Sequence[int], array: np.ndarray) -> None:
+        """Writes (h, w) or (h, w, c) at `window`."""
+        from rasterio.windows import Window as Part
+
+        row, column, height, width = window
+        array = array[..., None] if array.ndim == 2 else array
+        with _writing(self._path):
+            self._file.write(np.moveaxis(array, -1, 0), window=Part(column, row, width, height))
+
+
+@contextlib.contextmanager
+def create(
+    path: str | os.PathLike,
+    height: int,
+    width: int,
+    bands: int,
+    dtype: str,
+    *,
+    georeference: Georeference = NOWHERE,
+    no_data: float | None = None,
+    palette: Sequence[tuple[int, int, int]] = (),
+    descriptions: Sequence[str] = (),
+    tags: dict[str, str] | None = None,
+) -> Iterator[Writer]:
+    """A tiled, compressed GeoTIFF at `path` to write windows into; it appears when the block ends without an error.
+
+    palette: colour of value 0, 1, ... of a single uint8 band. descriptions: a name per band. tags: metadata.
+    Raises UserError when the folder is missing or cannot be written to.
+    """
+    import rasterio
+
+    path = Path(path)
+    temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    profile = {
+        "driver": "GTiff", "height": height, "width": width, "count": bands, "dtype": dtype, "nodata": no_data,
+        "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "pixel", "BIGTIFF": "IF_SAFER",
+        "compress": "deflate", "predictor": 3 if np.dtype(dtype).kind == "f" else 2,
+    }  # fmt: skip
+    if georeference.transform is not None:
+        profile["transform"] = georeference.transform
+    if georeference.crs is not None and not georeference.gcps:
+        profile["crs"] = georeference.crs
+    try:
+        with contextlib.ExitStack() as stack:
+            with _writing(path):
+                stack.enter_context(_quiet())
+                stack.enter_context(rasterio.Env(GDAL_CACHEMAX=128))
+                file = rasterio.open(temporary, "w", **profile)
+            try:
+                with _writing(path):
+                    if georeference.gcps:
+                        file.gcps = georeference.gcps, georeference.crs
+                    if palette:
+                        colours = {i: (*rgb, 255) for i, rgb in enumerate(palette)}
+                        file.write_colormap(1, colours | ({int(no_data): (0, 0, 0, 0)} if no_data is not None else {}))
+                    for i, text in enumerate(descriptions):
+                        file.set_band_description(i + 1, text)
+                    file.update_tags(**(tags or {}))
+                yield Writer(path, file)
+            finally:
+                with _writing(path):
+                    file.close()
+        with _writing(path):
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write(path: str | os.PathLike, array: np.ndarray, **profile: Any) -> Path:
@@ -69,13 +238,13 @@ def write(path: str | os.PathLike, array: np.ndarray, **profile: Any) -> Path:
     temporary = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
     try:
         with (
+            _writing(path),
             _quiet(),
             rasterio.open(temporary, "w", height=height, width=width, count=count, dtype=array.dtype, **profile) as f,
         ):
             f.write(np.moveaxis(array, -1, 0))
-        os.replace(temporary, path)
-    except (OSError, rasterio.errors.RasterioError) as e:
-        raise UserError(f"cannot write {path}: {_first_line(e)}; the folder must exist and be writable.") from e
+        with _writing(path):
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
         temporary.with_name(temporary.name + ".aux.xml").unlink(missing_ok=True)
@@ -83,24 +252,50 @@ def write(path: str | os.PathLike, array: np.ndarray, **profile: Any) -> Path:
 
 
 @contextlib.contextmanager
-def _open(path: str | os.PathLike) -> Iterator[Any]:
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: a raster file ({', '.join(READABLE)}) is expected there.")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty (0 bytes): download or copy it again.")
-    _check_end(path)
-    import rasterio
+def _reading(path: Path) -> Iterator[None]:
+    from rasterio.errors import RasterioError
 
     try:
-        with _quiet(), rasterio.open(path) as f:
-            yield f
-    except rasterio.errors.RasterioError as e:
+        yield
+    except RasterioError as e:
         raise UserError(
             f"{path} cannot be read ({_first_line(e)}): truncated, or not an image; download or copy it again."
         ) from e
     except OSError as e:
         raise UserError(f"{path} cannot be read: {e.strerror or e}.") from e
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    from rasterio.errors import RasterioError
+
+    try:
+        yield
+    except (OSError, RasterioError) as e:
+        raise UserError(f"cannot write {path}: {_first_line(e)}; the folder must exist and be writable.") from e
+
+
+def _dtype_of(path: Path, file: Any) -> str:
+    kinds = sorted(set(file.dtypes))
+    if len(kinds) > 1 or np.dtype(kinds[0]).kind not in "uif":
+        raise UserError(f"{path} holds {' and '.join(kinds)}: bands of one whole or real number type are accepted.")
+    return kinds[0]
+
+
+def _check_size(path: Path, file: Any) -> None:
+    pixels = file.height * file.width * file.count
+    if pixels > MOST_PIXELS:
+        raise UserError(
+            f"{path} declares {file.width} x {file.height} pixels in {file.count} bands, more than {MOST_PIXELS}: "
+            "damaged or hostile; set SARJAX_MAX_PIXELS if it is neither."
+        )
+    for (h, w), dtype in zip(file.block_shapes, file.dtypes, strict=True):
+        # PNG and JPEG decode by line, whatever their size.
+        if h * w * np.dtype(dtype).itemsize > MOST_BLOCK_BYTES:
+            raise UserError(
+                f"{path} is stored in blocks of {w} x {h} pixels, which do not fit in memory: tiles or strips of at "
+                f"most {math.isqrt(MOST_BLOCK_BYTES)} pixels a side are accepted."
+            )
 
 
 def _check_end(path: Path) -> None:

@@ -34,12 +34,34 @@ class BandSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class Transform:
+    """What is done to an image between its file and the records, and again when a map is made from a file.
+
+    lee: Lee's speckle filter over `window` x `window` pixels of a linear image with `looks` looks.
+    db: 10 log10 of an intensity or 20 log10 of an amplitude, as `quantity` says; 0 and below become no-data.
+    Either gives float32.
+    """
+
+    name: Literal["lee", "db"]
+    quantity: Literal["intensity", "amplitude"] = "intensity"
+    window: int = 7
+    looks: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class ModalitySpec:
-    """A sensor: its bands in stored order, and the dtype that they are stored in."""
+    """A sensor: its bands in stored order, the dtype that they are stored in, and how they are read from files.
+
+    no_data: a pixel whose bands all hold this value in the file saw nothing, if it lies in an 8-connected region of at
+    least `smallest_gap` such pixels; so do NaN and what the file itself declares. transforms: applied in order.
+    """
 
     name: str
     bands: tuple[BandSpec, ...]
     dtype: Literal["uint8", "uint16", "float32"] = "uint8"
+    no_data: float | None = None
+    smallest_gap: int = 1
+    transforms: tuple[Transform, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +130,15 @@ class DatasetSpec:
         return cls(
             name=d["name"],
             modalities=tuple(
-                ModalitySpec(m["name"], tuple(BandSpec(**b) for b in m["bands"]), m["dtype"]) for m in d["modalities"]
+                ModalitySpec(
+                    m["name"],
+                    tuple(BandSpec(**b) for b in m["bands"]),
+                    m["dtype"],
+                    m.get("no_data"),
+                    m.get("smallest_gap", 1),
+                    tuple(Transform(**t) for t in m.get("transforms", ())),
+                )
+                for m in d["modalities"]
             ),
             classes=tuple(ClassSpec(c["name"], tuple(c["colour"])) for c in d["classes"]),
             dates=d["dates"],
