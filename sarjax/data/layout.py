@@ -91,11 +91,14 @@ def headers(scene: Scene) -> tuple[dict[Path, Info], list[Problem]]:
 
 
 def check_scene(scene: Scene, spec: DatasetSpec, tile: int) -> tuple[tuple[int, int], list[Problem]]:
-    """((height, width), problems) of a scene by its headers: they must agree in size, bands, dtype and place."""
+    """((height, width), problems) of a scene by its headers: they must agree in size, bands, dtype and place.
+
+    What cannot be read is left out of the comparison; where nothing can be, the size is (0, 0).
+    """
     infos, problems = headers(scene)
-    if problems:
+    if not infos:
         return (0, 0), problems
-    first = next(iter(scene.images.values()))[0]
+    first = next(iter(infos))
     size = infos[first][:2]
     for path, found in infos.items():
         if found[:2] != size:
@@ -105,14 +108,14 @@ def check_scene(scene: Scene, spec: DatasetSpec, tile: int) -> tuple[tuple[int, 
         text = f"{first} is {size[1]} x {size[0]} pixels, smaller than a tile of {tile}."
         problems.append(Problem("fatal", "size", str(first), text))
     for m in spec.modalities:
-        for path in scene.images[m.name]:
+        for path in (p for p in scene.images[m.name] if p in infos):
             try:
                 check_image(path, infos[path], m)
             except UserError as e:
                 kind = "bands" if infos[path].bands != len(m.bands) else "dtype"
                 problems.append(Problem("fatal", kind, str(path), str(e)))
-    label = infos[scene.label]
-    if label.bands != 1 or np.dtype(label.dtype).kind not in "ui":
+    label = infos.get(scene.label)
+    if label and (label.bands != 1 or np.dtype(label.dtype).kind not in "ui"):
         text = f"{scene.label} has {label.bands} bands of {label.dtype}: labels are one band of whole numbers."
         problems.append(Problem("fatal", "bands", str(scene.label), text))
     return size, problems + _place(infos)
