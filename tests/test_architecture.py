@@ -53,9 +53,8 @@ def test_recipes_are_values():
 
 def general_modules():
     """What knows nothing of papers: step, loop, checkpoints, sharding, data, evaluation, reports, command line."""
-    for folder in ("train", "evaluate", "data", "augment", "reports", "scenes"):
+    for folder in ("train", "evaluate", "data", "augment", "reports", "scenes", "cli"):
         yield from sorted((PACKAGE / folder).glob("*.py"))
-    yield PACKAGE / "cli.py"
 
 
 BASES = {"MethodOptions", "Named", "NetworkOptions"}

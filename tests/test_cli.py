@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sarjax import cli, recipes
+from sarjax.cli import common
 from sarjax.config import difference
 from sarjax.data.store import open_dataset
 from sarjax.machine import visible_cores
@@ -22,7 +23,7 @@ from sarjax.machine import visible_cores
 def devices():
     """The eight devices of the session stay; a verb would ask for others."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_devices", lambda host_devices=0: None)
+        patch.setattr(common, "devices", lambda host_devices=0: None)
         yield
 
 

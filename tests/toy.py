@@ -13,6 +13,7 @@ from sarjax.errors import UserError
 from sarjax.evaluate.evaluator import on_host
 from sarjax.methods import METHODS
 from sarjax.methods.record import Head, Method, Outputs, Rest, Term, Variables
+from sarjax.models.segmenters import FieldOfView
 from sarjax.options import FCN, MethodOptions, NetworkOptions
 from sarjax.spec import BandSpec, BandStatistics, ClassSpec, DatasetSpec, ModalitySpec, Statistics, Stream
 
@@ -39,6 +40,10 @@ class MemoryDataset:
 
     splits = tuple(SIZES)
     directory = "memory"
+
+    @property
+    def tile(self):
+        return self.tiles["train"][0]["label"].shape
 
     def split(self, name, modalities=None):
         kept = self.spec.modality_names if modalities is None else modalities
@@ -193,7 +198,7 @@ def toy(options: Toy, context) -> Method:
         init=init,
         loss=loss,
         encode=encode,
-        heads={"main": Head(needs, head("main")), "other": Head(needs, head("other"))},
+        heads={name: Head(needs, head(name), FieldOfView(1, 1)) for name in ("main", "other")},
         requires=(*needs, "label"),
         refresh=refresh,
         teacher=fits if options.taught else None,

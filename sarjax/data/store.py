@@ -104,6 +104,11 @@ class Dataset:
     def splits(self) -> tuple[str, ...]:
         return tuple(self._builder.info.splits)
 
+    @property
+    def tile(self) -> tuple[int, int]:
+        """(height, width) of the tiles in pixels."""
+        return self._builder.info.features["label"].shape
+
     def split(self, name: str, modalities: Sequence[str] | None = None) -> Split:
         """The split `name`, with only `modalities` (None = all); UserError for a name that is not there."""
         if name not in self.splits:

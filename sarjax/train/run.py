@@ -95,6 +95,7 @@ def claim(workdir: Path, config: Config, dataset: Dataset, extended: int = 0) ->
         weights = config.experiment.network.weights
         if weights and "weights_sha256" not in manifest:
             manifest["weights_sha256"] = file_digest(Path(weights))[1]
+        manifest.setdefault("tile", list(dataset.tile))
         write_manifest(workdir, manifest)
         # Last: a directory without it holds no run.
         write_atomically(workdir / "config.json", configs.to_json(config))

@@ -1,0 +1,77 @@
+"""`sarjax <verb>`: parse, call, and turn known errors into one line. Loads no jax until a verb needs it."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tyro.conf import FlagCreatePairsOff
+
+from sarjax.cli import common
+from sarjax.cli.common import Verb, command, dispatch, note, print_json
+from sarjax.cli.data import data_verb
+from sarjax.cli.training import evaluate, recipes_verb, show, train_verb
+from sarjax.errors import UserError
+
+
+def models(size: int = 256, classes: int = 7, channels: int = 3, json: FlagCreatePairsOff[bool] = False) -> None:
+    """List the networks: parameters, memory, operations
+
+    Args:
+        size: side of the input in pixels.
+        classes: number of classes.
+        channels: input channels.
+        json: print JSON instead of a table.
+    """
+    common.devices(1)
+    from sarjax.models.cost import model_table
+
+    rows = model_table(size=size, classes=classes, channels=channels)
+    if json:
+        print_json(rows)
+        return
+    print(f"{'network':<14}{'parameters':>14}{'memory MB':>12}{'Flops G':>10}{'XLA GFLOP':>12}{'XLA peak MiB':>14}")
+    for row in rows:
+        print(
+            f"{row['name']:<14}{row['parameters']:>14,}{row['memory_mb']:>12.3f}{row['flops'] / 1e9:>10.4f}"
+            f"{row['xla_flops'] / 1e9:>12.3f}{row['xla_peak_bytes'] / 2**20:>14.1f}"
+        )
+
+
+def demo(out: Path = Path("sarjax-demo"), seed: int = 0) -> None:
+    """Synthesize scenes, train a small network on SAR, evaluate, draw: minutes on two cores
+
+    Args:
+        out: the folder for everything that is made; the same command goes on where it stopped.
+        seed: of scenes and training.
+    """
+    common.devices()
+    from sarjax.demo import run
+
+    run(out, seed, say=note)
+
+
+VERBS: dict[str, Verb] = {
+    "demo": command("demo", demo),
+    "data": data_verb,
+    "recipes": recipes_verb,
+    "train": train_verb,
+    "eval": command("eval", evaluate),
+    "show": command("show", show),
+    "models": command("models", models),
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """The entry point: exit code 2 and one line on stderr for what a user can mend."""
+    try:
+        dispatch("sarjax", VERBS, list(sys.argv[1:] if args is None else args))
+    except UserError as e:
+        note(f"sarjax: {e}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        note("sarjax: interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -1,0 +1,57 @@
+"""What every verb needs: output, devices, and how a function becomes a verb. Loads no jax until it has to."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from sarjax.errors import unknown
+from sarjax.machine import visible_cores
+
+Verb = Callable[[Sequence[str]], None]
+
+
+def note(text: str) -> None:
+    """Progress and notices go to stderr: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def devices(host_devices: int = 0) -> None:
+    """Sets the number of CPU devices (0 = one per core); has to come before anything else asks jax for devices."""
+    import logging
+
+    import jax
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # the checkpoint library warns of what is meant
+    jax.config.update("jax_num_cpu_devices", host_devices or visible_cores())
+
+
+def command(name: str, function: Callable[..., None]) -> Verb:
+    def call(args: Sequence[str]) -> None:
+        tyro.cli(function, prog=f"sarjax {name}", args=args)
+
+    call.__doc__ = function.__doc__
+    return call
+
+
+def dispatch(prog: str, verbs: dict[str, Verb], args: Sequence[str]) -> None:
+    if not args or args[0] in ("-h", "--help"):
+        print(f"usage: {prog} <verb> [...]\n")
+        for name, verb in verbs.items():
+            print(f"  {name:<12} {(verb.__doc__ or '').strip().splitlines()[0]}")
+        print(f"\n`{prog} <verb> --help` says more.")
+        return
+    if args[0] == "--version":
+        from sarjax import __version__
+
+        print(__version__)
+        return
+    if args[0] not in verbs:
+        raise unknown(f"verb of {prog}", args[0], verbs)
+    verbs[args[0]](args[1:])

@@ -1,0 +1,115 @@
+"""Verbs of data sets: build, check, stats, show, synthesize."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from sarjax.cli.common import Verb, command, dispatch, note, print_json
+from sarjax.errors import UserError
+
+
+def build(
+    name: Positional[str],
+    source: Path,
+    out: Path | None = None,
+    config: str = "",
+    overwrite: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Build a data set's records from its files
+
+    Args:
+        name: which data set.
+        source: the folder that its files were unpacked to.
+        out: where records go (default: $SARJAX_DATA_DIR, else ~/sarjax_data).
+        config: a configuration of the builder ("" = its default).
+        overwrite: build again what is there.
+    """
+    from sarjax.data.build import build as run
+    from sarjax.data.build import console_progress
+
+    with console_progress(f"build {name}") as progress:
+        print(run(name, source, out, config, overwrite=overwrite, progress=progress, say=note))
+
+
+def stats(directory: Positional[Path]) -> None:
+    """Compute the statistics of built records again
+
+    Args:
+        directory: the folder of the records, as `sarjax data build` prints it.
+    """
+    from sarjax.data.build import console_progress
+    from sarjax.data.statistics import write
+
+    with console_progress("statistics") as progress:
+        print(write(directory, progress=progress))
+
+
+def show_data(
+    name: Positional[str],
+    config: str = "",
+    data_dir: str = "",
+    split: str = "train",
+    tiles: int = 8,
+    out: Path = Path("tiles.png"),
+    json: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Show a data set: a sheet of tiles and labels, and its classes
+
+    Args:
+        name: which data set, or the folder of its records.
+        config: a configuration of the builder ("" = its default).
+        data_dir: where built records are ("" = $SARJAX_DATA_DIR, else ~/sarjax_data).
+        split: which split.
+        tiles: how many tiles to draw.
+        out: the PNG to write.
+        json: print JSON instead of text.
+    """
+    from sarjax.data.store import open_dataset, open_directory
+    from sarjax.reports.sheet import class_histogram, sheet
+
+    dataset = open_directory(name) if Path(name).is_dir() else open_dataset(name, config, data_dir)
+    sheet(dataset, split, out, tiles)
+    rows = class_histogram(dataset)
+    if json:
+        print_json({"name": dataset.spec.name, "fingerprint": dataset.fingerprint, "classes": rows})
+    else:
+        print(f"{dataset.spec.name}: " + ", ".join(f"{n} {s}" for s, n in dataset.statistics.tiles.items()) + " tiles")
+        for row in rows:
+            print(f"  {row['class']:<14} {row['share']:8.3%}  {row['pixels']:>14,}")
+    note(f"written: {out}")
+
+
+def synthesize(out: Path, scenes: int = 6, size: str = "1024x1024", seed: int = 0, dates: Literal[1, 2] = 1) -> None:
+    """Make plausible optical and SAR scenes with labels, in WHU-OPT-SAR's format
+
+    Args:
+        out: the folder to make.
+        scenes: how many.
+        size: WxH in pixels.
+        seed: the same seed makes the same scenes.
+        dates: 2 adds a second date, with seasonal change and parcels that change class.
+    """
+    from sarjax.data.build import console_progress
+    from sarjax.data.synthesis import synthesize as run
+
+    try:
+        width, height = (int(n) for n in size.lower().split("x"))
+    except ValueError as e:
+        raise UserError(f"--size is {size!r}; WxH in pixels, such as 1024x1024, is accepted.") from e
+    with console_progress("synthesize") as progress:
+        print(run(out, scenes, (width, height), seed, dates, progress=progress))
+
+
+DATA: dict[str, Verb] = {
+    "build": command("data build", build),
+    "stats": command("data stats", stats),
+    "show": command("data show", show_data),
+    "synthesize": command("data synthesize", synthesize),
+}
+
+
+def data_verb(args: Sequence[str]) -> None:
+    """Build, inspect and synthesize data sets"""
+    dispatch("sarjax data", DATA, args)

@@ -1,0 +1,169 @@
+"""Verbs of a run: recipes, train, eval, show."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from sarjax.cli import common
+from sarjax.cli.common import note, print_json
+from sarjax.errors import UserError
+from sarjax.machine import visible_cores
+
+
+def recipes_verb(args: Sequence[str]) -> None:
+    """List the recipes"""
+    from sarjax.recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        print(f"  {name:<20} {(recipe.__doc__ or '').strip().splitlines()[0]}")
+
+
+def train_verb(args: Sequence[str]) -> None:
+    """Train a recipe; the same command goes on where a run stopped"""
+    from sarjax import recipes
+
+    if not args or args[0].startswith("-"):
+        if "-h" in args or "--help" in args:
+            print("usage: sarjax train RECIPE --workdir RUN [--preset NAME] [any dotted field]\n")
+            print("RECIPE may also be a run's config.json: its values are then the defaults of a run of the same data.")
+            print("`sarjax train RECIPE --help` lists the fields; the recipes are:\n")
+            recipes_verb([])
+            return
+        raise UserError(f"sarjax train needs a recipe first: {', '.join(recipes.RECIPES)}, or a run's config.json.")
+    name, rest = args[0], list(args[1:])
+    preset = ""
+    if "--preset" in rest:
+        at = rest.index("--preset")
+        if at + 1 == len(rest):
+            raise UserError(f"--preset needs a name: {', '.join(recipes.PRESETS)}.")
+        preset = rest[at + 1]
+        del rest[at : at + 2]
+    default = _default(name, preset)
+    experiment_type, execution_type = type(default.experiment), type(default.execution)
+
+    def train(
+        workdir: Path,
+        experiment: Annotated[experiment_type, tyro.conf.arg(name="")] = default.experiment,
+        execution: Annotated[execution_type, tyro.conf.arg(name="")] = default.execution,
+        teacher: Path | None = None,
+        init_from: Path | None = None,
+        extend_steps: int = 0,
+    ) -> None:
+        """Train a recipe; the same command goes on where a run stopped.
+
+        Args:
+            workdir: the run's directory; made when it is not there.
+            experiment: identity of the run.
+            execution: how and where it runs; may change between starts.
+            teacher: directory of the trained run that teaches this one.
+            init_from: directory of a run whose parameters a new run starts from.
+            extend_steps: go on to this many steps: the one allowed change of an existing run.
+        """
+        import dataclasses
+
+        from sarjax.config import validate
+
+        config = dataclasses.replace(default, experiment=experiment, execution=execution)
+        validate(config)
+        common.devices(_host_devices(workdir, config))
+        from sarjax.train.loop import train as run
+
+        for what, path in (("--teacher", teacher), ("--init-from", init_from)):
+            known = what == "--teacher" and (workdir / "teacher").is_dir()  # copied: its own run may be gone
+            if path is not None and not known and not (path / "config.json").is_file():
+                raise UserError(f"{what} {path} holds no run; a directory made by `sarjax train` is accepted.")
+        run(config, workdir, teacher=teacher, init_from=init_from, extend_steps=extend_steps, say=note)
+
+    recipe = recipes.RECIPES.get(default.recipe.split("+")[0])
+    doc = (recipe and recipe.__doc__) or ""
+    tyro.cli(
+        tyro.conf.configure(tyro.conf.AvoidSubcommands)(train), prog=f"sarjax train {name}", description=doc, args=rest
+    )
+
+
+def _default(name: str, preset: str) -> Any:
+    """The configuration that a training starts from: of a recipe, or of a config.json."""
+    from sarjax import config, recipes
+
+    if not name.endswith(".json"):
+        return recipes.find(name, preset)
+    if preset:
+        raise UserError(f"--preset {preset} changes a recipe; {name} says all of a run and takes none.")
+    return config.read(Path(name))
+
+
+def _host_devices(workdir: Path, config: Any) -> int:
+    """CPU devices of a run: as at its first start; else as asked; else one per core that the batch can be cut over."""
+    from sarjax.train.run import read_manifest
+
+    asked = config.execution.host_devices
+    fixed = read_manifest(workdir).get("host_devices", 0)
+    if fixed and asked and fixed != asked:
+        raise UserError(
+            f"{workdir} runs on {fixed} host devices since its first start, not {asked}: leave --host-devices out, or "
+            "use another --workdir."
+        )
+    if fixed or asked:
+        return fixed or asked
+    rows = config.experiment.batch_size // max(1, config.experiment.accumulate)
+    return next(n for n in range(min(visible_cores(), max(rows, 1)), 0, -1) if rows % n == 0)
+
+
+def evaluate(
+    run: Positional[Path],
+    split: Literal["val", "test"] = "val",
+    checkpoint: Literal["best", "last"] = "best",
+    ema: FlagCreatePairsOff[bool] = False,
+    head: str = "",
+    data_dir: str = "",
+    json: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Evaluate a run: table, CSV and a picture of the confusion matrix
+
+    Args:
+        run: the run's directory.
+        split: what to evaluate on; every look at test is recorded in the run's manifest.
+        checkpoint: the best on val, or the last.
+        ema: evaluate the running mean of the parameters.
+        head: which of the method's heads ("" = its default).
+        data_dir: where built records are ("" = as the run was trained, else $SARJAX_DATA_DIR or ~/sarjax_data).
+        json: print JSON instead of a table.
+    """
+    from sarjax.train.run import read_manifest
+
+    common.devices(read_manifest(run).get("host_devices", 0))
+    from sarjax.reports.evaluation import table, to_dict
+    from sarjax.reports.run import evaluate_run
+
+    result = evaluate_run(run, split=split, checkpoint=checkpoint, ema=ema, head=head, data_dir=data_dir, say=note)
+    if json:
+        print_json({"run": str(run), "split": split, "step": result.step} | to_dict(result.evaluation, result.spec))
+    else:
+        from rich.console import Console
+
+        Console().print(table(result.evaluation, result.spec, f"{run}, {split}, step {result.step}"))
+    note(f"written: {', '.join(str(p) for p in result.files)}")
+
+
+def show(run: Positional[Path], json: FlagCreatePairsOff[bool] = False) -> None:
+    """Show a run: what it is, how far it is, its best, its curves
+
+    Args:
+        run: the run's directory.
+        json: print JSON instead of text.
+    """
+    from sarjax.reports.run import describe, draw_curves
+
+    facts = describe(run)
+    if json:
+        print_json(facts)
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"{key:<{width}}  {value}")
+    picture = draw_curves(run)
+    if picture:
+        note(f"written: {picture}")
