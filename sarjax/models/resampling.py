@@ -1,12 +1,21 @@
-"""Resizing, pooling and sampling of images, equal to `torch.nn.functional`, on NHWC arrays."""
+"""Resizing, pooling and sampling of images, equal to `torch.nn.functional`, on NHWC arrays.
+
+Heights and widths may be symbolic (`jax.export.symbolic_shape`), up to `LARGEST_SIDE`: weights that are constants of
+the program for known sizes are then computed by it, equal up to the rounding of float32.
+"""
 
 from functools import cache, partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
+
+# Of a symbolic height or width: products of two sizes and 2 stay within int32.
+LARGEST_SIDE = 2**15
 
 
 def resize_bilinear(
@@ -21,8 +30,10 @@ def resize_bilinear(
     and it partitions over the height. Computed in float32 at least; returned in the dtype of `x`.
     Equal to `torch.nn.functional.interpolate(mode="bilinear", antialias=False)`.
     """
-    rows = _bilinear_matrix(x.shape[1], size[0], align_corners)
-    columns = _bilinear_matrix(x.shape[2], size[1], align_corners)
+    rows, columns = (
+        (_bilinear_weights if _symbolic(n, out) else _bilinear_matrix)(n, out, align_corners)
+        for n, out in zip(x.shape[1:3], size, strict=True)
+    )
     return _separable(x, rows, columns)
 
 
@@ -37,7 +48,10 @@ def adaptive_avg_pool(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Floa
     if h % oh == 0 and w % ow == 0:
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         return x.reshape(b, oh, h // oh, ow, w // ow, c).mean((2, 4), dtype=dtype).astype(x.dtype)
-    return _separable(x, _bin_matrix(h, oh), _bin_matrix(w, ow))
+    rows, columns = (
+        (_bin_weights if _symbolic(n, out) else _bin_matrix)(n, out) for n, out in zip((h, w), size, strict=True)
+    )
+    return _separable(x, rows, columns)
 
 
 def avg_pool(x: Float[Array, "b h w c"], window: int, stride: int, padding: int) -> Float[Array, "b oh ow c"]:
@@ -111,7 +125,11 @@ def grid_sample(
     return result
 
 
-def _separable(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+def _symbolic(*sizes: Any) -> bool:
+    return any(map(is_symbolic_dim, sizes))
+
+
+def _separable(x: Array, rows: Array | np.ndarray, columns: Array | np.ndarray) -> Array:
     """rows @ x @ columns^T for every image and channel. Full precision, so that a constant stays that constant."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     y = x.astype(dtype)
@@ -145,3 +163,26 @@ def _bin_matrix(n: int, out: int) -> np.ndarray:
         start, end = i * n // out, -(-(i + 1) * n // out)
         matrix[i, start:end] = 1 / (end - start)
     return matrix
+
+
+def _bilinear_weights(n: Any, out: Any, align_corners: bool) -> Array:
+    """`_bilinear_matrix` in float32, computed by the program itself, of sizes that may be symbolic."""
+    target = lax.iota(jnp.int32, out)
+    # In whole numbers: of a source coordinate in the thousands float32 would leave three digits of the weight.
+    if align_corners:
+        numerator, denominator = target * (n - 1), jnp.maximum(out - 1, 1)
+    else:
+        numerator, denominator = jnp.maximum((2 * target + 1) * n - out, 0), jnp.asarray(2 * out)
+    low = (numerator // denominator)[:, None]
+    weight = ((numerator % denominator).astype(jnp.float32) / denominator.astype(jnp.float32))[:, None]
+    column = lax.iota(jnp.int32, n)[None]
+    high = jnp.minimum(low + 1, n - 1)
+    return jnp.where(column == low, 1 - weight, 0.0) + jnp.where(column == high, weight, 0.0)
+
+
+def _bin_weights(n: Any, out: Any) -> Array:
+    """`_bin_matrix` in float32, computed by the program itself, of sizes that may be symbolic."""
+    i = lax.iota(jnp.int32, out)[:, None]
+    start, end = i * n // out, ((i + 1) * n + out - 1) // out
+    column = lax.iota(jnp.int32, n)[None]
+    return jnp.where((column >= start) & (column < end), 1 / (end - start).astype(jnp.float32), 0.0)
