@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sarjax.config import Experiment
+from sarjax.models.context import FieldOfView
 from sarjax.spec import DatasetSpec, Statistics, Stream
 
 Tree = Any
@@ -54,10 +55,16 @@ class Outputs(NamedTuple):
 
 
 class Head(NamedTuple):
-    """Something that can be deployed: the batch keys it reads, and (params, stats, batch) -> logits (b, h, w, k)."""
+    """Something that can be deployed.
+
+    requires: the batch keys it reads. predict: (params, stats, batch) -> logits (b, h, w, k). context: how far around
+    a pixel it looks, from stored bands to logits, given the statistics that normalise them: what windows of a scene
+    are cut by.
+    """
 
     requires: tuple[str, ...]
     predict: Callable[[Tree, Tree, Batch], Float[Array, "b h w k"]]
+    context: FieldOfView
 
 
 class Schedule(NamedTuple):

@@ -75,7 +75,7 @@ def supervised(options: Supervised, context: Context) -> Method:
         init=init,
         loss=loss,
         encode=encode,
-        heads={"main": Head(requires, predict)},
+        heads={"main": Head(requires, predict, network.context.grown(inputs.local_mean // 2))},
         requires=(*requires, "label"),
         couples=("batch-norm", "Dice") if options.dice else ("batch-norm",),
     )

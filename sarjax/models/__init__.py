@@ -5,7 +5,8 @@ A network is a flax module with
     __call__(x: (b, h, w, c), train: bool) -> Prediction
     encode(x, train) -> {stride: features}, through `module.apply(variables, x, train, method="encode")`
 
-and the attributes `num_classes` and `dtype`, the compute dtype; parameters, running statistics and logits are float32.
+and the attributes `num_classes`, `dtype`, the compute dtype, and `context`, its `FieldOfView`; parameters, running
+statistics and logits are float32.
 Under `train` batch-norm uses the batch's statistics; the running ones change where "batch_stats" is mutable.
 """
 

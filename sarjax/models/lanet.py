@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sarjax.models.context import Extent, FieldOfView
 from sarjax.models.layers import AvgPool, BatchNorm, ReLU, Sigmoid, conv, kaiming_fan_in, scaled
 from sarjax.models.resampling import adaptive_avg_pool, resize_bilinear
 from sarjax.models.resnet import ResNet
@@ -15,6 +16,7 @@ from sarjax.options import LANet
 
 # The public code gives its own batch-norms PyTorch's momentum 0.95: running statistics follow the last few batches.
 MOMENTUM = 0.05
+EMBEDDING_WINDOW = 6
 
 
 class Attention(nn.Module):
@@ -48,7 +50,8 @@ class PatchAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         _, h, w, c = x.shape
-        means = adaptive_avg_pool(x, (max(1, h // self.window), max(1, w // self.window)))
+        # In this order `max` knows the greater of 1 and a symbolic size.
+        means = adaptive_avg_pool(x, (max(h // self.window, 1), max(w // self.window, 1)))
         attention = Attention(max(1, c // self.reduction), c, self.dtype, name="attention")(means, train)
         attended = x * resize_bilinear(attention, (h, w))
         return x + attended if self.residual else attended
@@ -63,7 +66,7 @@ class AttentionEmbedding(nn.Module):
     """
 
     reduction: int
-    window: int = 6
+    window: int = EMBEDDING_WINDOW
     residual: bool = True
     dtype: Any = jnp.float32
 
@@ -110,6 +113,20 @@ class LANetSegmenter(nn.Module):
         self.low_classifier = conv(self.num_classes, bias=True, init=kaiming_fan_in, dtype=dtype)
         self.high_classifier = conv(self.num_classes, bias=True, init=kaiming_fan_in, dtype=dtype)
 
+    @property
+    def context(self) -> FieldOfView:
+        """Aligned to the patches of both attentions (32 pixels by default), within which a mean is one for all cells.
+
+        The high branch looks furthest: its patches' means are interpolated, averaged over 7 x 7 cells by the
+        embedding, and interpolated twice more on the way up.
+        """
+        extents = self.encoder.extents
+        last, first = extents[f"c{self.encoder.stages}"], extents["c1"]
+        high, low = _attended(last, self.high_window), _attended(first, self.low_window)
+        embedded = low.joined(high.convolution(EMBEDDING_WINDOW + 1).upsampled(low.stride))
+        periods = last.stride, last.stride * self.high_window, first.stride * self.low_window
+        return embedded.upsampled(1).joined(high.upsampled(1)).field_of_view(*periods)
+
     def encode(self, x: Float[Array, "b h w c"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:
         return by_stride(self.encoder(x, train), self.encoder.strides)
 
@@ -126,6 +143,11 @@ class LANetSegmenter(nn.Module):
             for scores in (self.low_classifier(low), self.high_classifier(high))
         )
         return Prediction(low_logits + high_logits, high_logits, by_stride(stages, self.encoder.strides))
+
+
+def _attended(extent: Extent, window: int) -> Extent:
+    """What a cell reads after a `PatchAttention`: itself, and the patches that its weight is interpolated from."""
+    return extent.joined(extent.patches(window).upsampled(extent.stride))
 
 
 def build_lanet(options: LANet, num_classes: int, dtype: Any) -> LANetSegmenter:

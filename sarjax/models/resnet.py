@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sarjax.models.context import Extent
 from sarjax.models.layers import BatchNorm, MaxPool, ReLU, conv, scaled
 
 # encoder -> (block is a bottleneck, blocks of each stage)
@@ -84,6 +85,22 @@ class ResNet(nn.Module):
     def strides(self) -> dict[str, int]:
         """Stride of each stage by name, in order."""
         return {f"c{i}": min(2 ** (i + 1), self.output_stride) for i in range(1, self.stages + 1)}
+
+    @property
+    def extents(self) -> dict[str, Extent]:
+        """What a cell of each stage reads of the image, by the stage's name; follows `__call__` line by line."""
+        bottleneck, blocks = ENCODERS[self.encoder]
+        extent = Extent().convolution(7, stride=2).convolution(3, stride=2)
+        extents, dilation = {}, 1
+        for stage in range(1, self.stages + 1):
+            stride, first_dilation = (1 if stage == 1 else 2), dilation
+            if extent.stride * stride > self.output_stride:
+                dilation, stride = dilation * stride, 1
+            for i in range(blocks[stage - 1]):
+                extent = extent.convolution(3, stride if i == 0 else 1, first_dilation if i == 0 else dilation)
+                extent = extent if bottleneck else extent.convolution(3, 1, first_dilation if i == 0 else dilation)
+            extents[f"c{stage}"] = extent
+        return extents
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> dict[str, Float[Array, "b _ _ _"]]:

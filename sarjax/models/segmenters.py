@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sarjax.models.context import FieldOfView
 from sarjax.models.layers import BatchNorm, ReLU, conv, kaiming_fan_in
 from sarjax.models.resampling import resize_bilinear
 from sarjax.models.resnet import ResNet, channels_of
@@ -48,6 +49,12 @@ class FCNSegmenter(nn.Module):
         self.bn = BatchNorm(dtype=self.dtype)
         self.relu = ReLU()
         self.classifier = conv(self.num_classes, bias=True, init=kaiming_fan_in, dtype=self.dtype)
+
+    @property
+    def context(self) -> FieldOfView:
+        """Encoder, one 3x3 convolution and the upsampling; aligned to the last stage's stride."""
+        last = list(self.encoder.extents.values())[-1]
+        return last.convolution(3).upsampled(1).field_of_view(last.stride)
 
     def encode(self, x: Float[Array, "b h w c"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:
         return by_stride(self.encoder(x, train), self.encoder.strides)
