@@ -104,27 +104,28 @@ def run(
 
 
 def check(layout: Layout, progress: Progress | None = None) -> Report:
-    """Reads every file of `layout` and reports all that is wrong; the order of its scenes makes no difference.
+    """Reads every file that a build of `layout` reads, and reports all that is wrong.
 
-    progress: called as (stage, scenes done, scenes in all).
+    The order of scenes makes no difference. progress: called as (stage, scenes done, scenes in all).
     """
     problems, read = list(layout.problems), []
-    for done, scene in enumerate(layout.scenes):
+    scenes = [scene for scene in layout.scenes if layout.random or scene.name in layout.splits]
+    for done, scene in enumerate(scenes):
         if progress:
-            progress("check", done, len(layout.scenes))
+            progress("check", done, len(scenes))
         size, found = check_scene(scene, layout.spec, layout.tile)
         opaque = frozenset(Path(p.where) for p in found if p.kind in ("bands", "dtype"))
         tiles = 0
         if not any(p.kind in ("size", "unreadable") for p in found):
             tiles = int(np.prod([len(tile_origins(n, layout.tile, layout.cover)) for n in size]))
-        one = _Read(scene, _split_of(scene, layout), tiles, tally(scene, layout, opaque))
+        one = _Read(scene, "all" if layout.random else layout.splits[scene.name], tiles, tally(scene, layout, opaque))
         problems += found + _scene_problems(one, layout)
         read.append(one)
     read.sort(key=lambda one: one.scene.name)
     report = _count(layout, read)
     problems += _split_problems(layout, report, read) + _duplicates(layout, read)
     if progress:
-        progress("check", len(layout.scenes), len(layout.scenes))
+        progress("check", len(scenes), len(scenes))
     kinds = [*KINDS, *sorted({p.kind for p in problems} - set(KINDS))]
     ordered = sorted(set(problems), key=lambda p: (p.severity, kinds.index(p.kind), p.where, p.text))
     return dataclasses.replace(report, problems=tuple(ordered))
@@ -196,10 +197,6 @@ class _Read(NamedTuple):
     counts: Tally
 
 
-def _split_of(scene: Scene, layout: Layout) -> str:
-    return "all" if layout.random else layout.splits.get(scene.name, "none")
-
-
 def _count(layout: Layout, read: list[_Read]) -> Report:
     """The report without its problems."""
     spec = layout.spec
@@ -267,8 +264,8 @@ def _scene_problems(one: _Read, layout: Layout) -> list[Problem]:
     for contrast in map(_contrast, counts.water):
         if contrast is not None and contrast < WATER_CONTRAST:
             text = (
-                f"NDWI on pixels of {scene.name} that are labelled water is {contrast:+.3f} higher than elsewhere; at "
-                f"least {WATER_CONTRAST:+.2f} is expected: labels are shifted, or of another scene."
+                f"NDWI on what {scene.name} labels as water is {contrast:+.3f} above that of other pixels, less than "
+                f"{WATER_CONTRAST:+.2f}: its labels may be shifted, or of another scene."
             )
             problems.append(Problem("warning", "alignment", scene.name, text))
     return problems
@@ -285,7 +282,7 @@ def _split_problems(layout: Layout, report: Report, read: list[_Read]) -> list[P
         problems.append(Problem("fatal", "split", "train", text))
     for split, pixels in report.classes.items():
         unread = sum(one.split == split and not one.counts.labels for one in read)
-        if split == "none" or unread == report.scenes[split]:
+        if unread == report.scenes[split]:
             continue  # nothing is known of its labels, and why has been said
         effect = {"train": "it cannot be learned", "all": "it can neither be learned nor measured"}
         but = f" (labels of {unread} scenes could not be read)" if unread else ""
