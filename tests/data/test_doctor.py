@@ -1,107 +1,25 @@
-"""The doctor: every problem at once, exact counts, whatever the tiles; and that no file can hurt it."""
+"""The doctor: every problem at once, exact counts, whatever the tiles."""
 
 import dataclasses
 import json
-import struct
-import subprocess
-import sys
 import tracemalloc
-import zlib
-from pathlib import Path
 
 import fake_data
 import numpy as np
 import pytest
-import rasterio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from rasterio.transform import from_origin
 from scipy import ndimage
+from toy_scenes import GAP, SPEC, TILE, Toy, found, histogram, only
 
-from sarjax import raster
 from sarjax.data import tally
 from sarjax.data.doctor import KINDS, SHOWN, check, render, to_dict
-from sarjax.data.layout import Layout, Problem, Scene, WaterCheck
-from sarjax.errors import UserError
-from sarjax.spec import BandSpec, ClassSpec, DatasetSpec, ModalitySpec
-
-TILE, GAP = 32, 9
-WATER = 2
-LABELS = {0: 255, 10: 0, 20: 1, 30: WATER}
-SPEC = DatasetSpec(
-    "toy",
-    (
-        ModalitySpec("sar", (BandSpec("VV", "amplitude"),), no_data=0, smallest_gap=GAP),
-        ModalitySpec("optical", tuple(BandSpec(n, "reflectance") for n in ("green", "nir")), no_data=0),
-    ),
-    (ClassSpec("field", (1, 1, 1)), ClassSpec("town", (2, 2, 2)), ClassSpec("water", (0, 0, 9))),
-)
-
-
-class Toy:
-    """A source of small scenes: lakes are wide and bright in green, all else is bright in nir."""
-
-    def __init__(self, folder: Path, names=("a", "b", "c", "d"), size=(100, 130), ending="tif"):
-        self.folder, self.ending = folder, ending
-        self.names, self.arrays = names, {}
-        for i, name in enumerate(names):
-            rng = np.random.default_rng(i)
-            w, h = size
-            label = (10 + 10 * fake_data.blocks(rng, (h, w), 3, 40)).astype(np.uint8)
-            label[-20:, -20:], label[:20, :20], label[:20, -20:] = 10, 20, 30  # each class in each scene
-            label[0, :7] = 0
-            sar = rng.integers(1, 200, (h, w), dtype=np.uint8)
-            green, nir = rng.integers(60, 80, (2, h, w), dtype=np.uint8)
-            nir = np.where(label == 30, nir - 30, nir + 30).astype(np.uint8)
-            self.arrays[name] = {"sar": sar, "optical": np.stack([green, nir], -1), "label": label}
-            for kind in self.arrays[name]:
-                self.write(kind, name)
-
-    def path(self, kind: str, name: str) -> Path:
-        # PNGs have no two bands of their own: the optical image stays a TIFF.
-        return self.folder / kind / f"{name}.{self.ending if kind != 'optical' else 'tif'}"
-
-    def write(self, kind: str, name: str, image: np.ndarray | None = None) -> Path:
-        path = self.path(kind, name)
-        image = self.arrays[name][kind] if image is None else image
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".png":
-            Image.fromarray(image).save(path)
-        else:
-            fake_data.write_tiff(path, image)
-        return path
-
-    def layout(self, **changes) -> Layout:
-        scenes = tuple(
-            Scene(n, {kind: (self.path(kind, n),) for kind in ("sar", "optical")}, self.path("label", n))
-            for n in self.names
-        )
-        splits = dict(zip(self.names, ("train", "train", "val", "test"), strict=False))
-        given = {"labels": LABELS, "splits": splits, "tile": TILE, "water": WaterCheck("optical", 0, 1, WATER)}
-        return Layout(SPEC, scenes=scenes, **given | changes)
+from sarjax.data.layout import Problem
 
 
 @pytest.fixture
 def toy(tmp_path) -> Toy:
     return Toy(tmp_path / "scenes")
-
-
-def found(report, kind=None):
-    """(kind, file or scene) of the problems."""
-    return [(p.kind, Path(p.where).name) for p in report.problems if kind in (None, p.kind)]
-
-
-def only(report):
-    """The one problem that there is."""
-    assert len(report.problems) == 1, render(report)
-    return report.problems[0]
-
-
-def histogram(labels) -> tuple[tuple[int, ...], int]:
-    """Pixels per class, and ignored ones."""
-    stored = np.concatenate([label.ravel() for label in labels])
-    return tuple(int((stored == value).sum()) for value in (10, 20, 30)), int((stored == 0).sum())
 
 
 class TestCounts:
@@ -201,134 +119,6 @@ class TestCounts:
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
         assert peaks[1] < 1.3 * peaks[0]
-
-
-class TestFiles:
-    @pytest.mark.parametrize("ending", ["tif", "png"])
-    def test_all_that_cannot_be_read_is_found_at_once(self, tmp_path, ending):
-        toy = Toy(tmp_path, size=(200, 200), ending=ending)
-        empty = toy.path("sar", "a")
-        empty.write_bytes(b"")
-        cut = toy.path("sar", "b")
-        cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 2 // 3])
-        text = toy.path("label", "c")
-        text.write_text("no image")
-        gone = toy.path("optical", "d")
-        gone.unlink()
-        report = check(toy.layout())
-        assert sorted(found(report)) == sorted(("unreadable", p.name) for p in (empty, cut, text, gone))
-        assert all(p.severity == "fatal" and str(toy.folder) in p.text for p in report.problems)
-        assert report.exit_code == 1
-        # What can be read is counted all the same.
-        counts = histogram(toy.arrays[name]["label"] for name in "ab")
-        assert (report.classes["train"], report.ignored["train"]) == counts
-        assert report.classes["test"] == histogram([toy.arrays["d"]["label"]])[0]
-        assert report.classes["val"] == (0, 0, 0)
-        # The header of the TIFF that was cut is sound.
-        assert report.tiles == {"train": 36 if ending == "tif" else 0, "val": 0, "test": 0}
-
-    def test_a_file_cut_in_its_last_strip_has_a_sound_header(self, tmp_path):
-        toy = Toy(tmp_path, size=(200, 400))
-        path = toy.path("label", "a")
-        path.write_bytes(path.read_bytes()[:-10])
-        raster.info(path)
-        report = check(toy.layout())
-        assert found(report) == [("unreadable", "a.tif")]
-        assert report.classes["train"] == histogram([toy.arrays["b"]["label"]])[0]
-        assert report.ndwi["a"] == (None,)
-
-    def test_half_an_image_counts_for_nothing(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(tally, "WINDOW_VALUES", 1)
-        toy = Toy(tmp_path, size=(100, 400))
-        for kind in ("sar", "optical"):
-            toy.arrays["a"][kind][:96] = 0
-            toy.write(kind, "a")
-        path = toy.path("optical", "a")
-        path.write_bytes(path.read_bytes()[:-10])
-        report = check(toy.layout())
-        assert found(report) == [("unreadable", "a.tif")]
-        assert not report.empty_tiles
-        assert report.ndwi["a"] == (None,)
-        assert report.no_data["optical"] == 0
-        assert report.no_data["sar"] == pytest.approx(96 / 1600)
-
-    def test_a_whole_png_with_damaged_pixels(self, tmp_path):
-        toy = Toy(tmp_path, ending="png")
-        path = toy.path("sar", "a")
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 0xFF
-        path.write_bytes(content)
-        assert found(check(toy.layout())) == [("unreadable", "a.png")]
-
-    def test_sizes_that_disagree(self, toy):
-        for kind, name in (("sar", "a"), ("label", "b"), ("optical", "b")):
-            toy.write(kind, name, np.swapaxes(toy.arrays[name][kind], 0, 1).copy())
-        label = np.where(toy.arrays["b"]["label"] == 10, 35, toy.arrays["b"]["label"])
-        toy.write("label", "b", label.T.copy())
-        report = check(toy.layout())
-        # Nothing is read across different sizes, but each file is read: the wrong label is found as well.
-        assert {kind for kind, _ in found(report)} == {"size", "labels"}
-        assert report.tiles == {"train": 0, "val": 12, "test": 12}
-        # Said of the odd one out, wherever it comes.
-        where = [toy.path("sar", name) for name in "ab"]
-        assert [Path(p.where) for p in report.problems if p.kind == "size"] == where
-        assert f"{where[0]} is 130 x 100 pixels, but {toy.path('optical', 'a')} is 100 x 130" in report.problems[0].text
-
-    def test_smaller_than_a_tile(self, toy):
-        report = check(toy.layout(tile=128))
-        assert [p.kind for p in report.problems] == ["size"] * 4
-        assert sum(map(sum, report.classes.values())) > 0
-
-    def test_bands_and_dtypes(self, toy):
-        toy.write("optical", "a", np.zeros((130, 100, 3), np.uint8))
-        toy.write("sar", "b", np.ones((130, 100), np.uint16))
-        toy.write("label", "c", np.zeros((130, 100, 3), np.uint8))
-        toy.write("label", "d", np.zeros((130, 100), np.float32))
-        report = check(toy.layout())
-        assert sorted(found(report)) == [
-            ("bands", "a.tif"), ("bands", "c.tif"), ("bands", "d.tif"), ("dtype", "b.tif"),
-        ]  # fmt: skip
-        assert report.fatal
-
-    def test_a_file_of_the_wrong_kind_is_decoded_too(self, toy):
-        path = toy.write("optical", "a", np.random.default_rng(0).integers(0, 256, (130, 100, 3), dtype=np.uint8))
-        path.write_bytes(path.read_bytes()[:-10])
-        assert found(check(toy.layout())) == [("unreadable", "a.tif"), ("bands", "a.tif")]
-
-    def test_no_scene_at_all(self, toy):
-        problem = only(check(toy.layout(splits={})))
-        assert (problem.severity, problem.kind) == ("fatal", "missing")
-        said = Problem("fatal", "missing", "x", "Nothing is there.")
-        assert check(toy.layout(splits={}, problems=(said,))).problems == (said,)
-
-    def test_nothing_to_train_on(self, toy):
-        problem = only(check(toy.layout(splits=dict.fromkeys("abcd", "test"))))
-        assert (problem.severity, problem.kind, problem.where) == ("fatal", "split", "train")
-
-
-class TestGeoreference:
-    @staticmethod
-    def place(path: Path, west: float, crs: str = "EPSG:32649"):
-        with rasterio.open(path, "r+") as f:
-            f.crs, f.transform = crs, from_origin(west, 3_000_000, 10, 10)
-
-    def test_one_pixel_or_another_projection_is_too_far(self, toy):
-        for name in toy.names:
-            for kind in ("sar", "optical", "label"):
-                self.place(toy.path(kind, name), 500_000)
-        assert not check(toy.layout()).problems
-        self.place(toy.path("label", "a"), 500_010)
-        self.place(toy.path("optical", "b"), 500_000, "EPSG:32650")
-        self.place(toy.path("sar", "c"), 500_003)  # a third of a pixel
-        report = check(toy.layout())
-        assert found(report) == [("georeference", "a.tif"), ("georeference", "b.tif")]
-        assert "1.0 pixels away" in report.problems[0].text
-        assert "EPSG:32650" in report.problems[1].text
-
-    def test_a_label_without_a_place_lies_where_the_images_do(self, toy):
-        for kind in ("sar", "optical"):
-            self.place(toy.path(kind, "a"), 500_000)
-        assert not check(toy.layout()).problems
 
 
 class TestLabels:
@@ -490,103 +280,6 @@ class TestDuplicates:
         for name in "cd":
             toy.write("sar", name, np.zeros((130, 100), np.uint8))
         assert set(found(check(toy.layout(water=None)))) == {("no-data", "c.tif"), ("no-data", "d.tif")}
-
-
-def tiff(width: int, height: int, rows_per_strip: int, compression: int) -> bytes:
-    """A TIFF of uint8 that declares a size, and whose strips all are the same 64 bytes."""
-    strips = -(-height // rows_per_strip)
-    end = 8 + 2 + 9 * 12 + 4
-    offsets, lengths = (end, 64) if strips == 1 else (end, end + 4 * strips)
-    fields = (
-        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 1),
-        (273, 4, strips, offsets), (277, 3, 1, 1), (278, 4, 1, rows_per_strip), (279, 4, strips, lengths),
-    )  # fmt: skip
-    out = b"II*\0" + struct.pack("<IH", 8, len(fields))
-    out += b"".join(struct.pack("<HHII", *field) for field in fields) + bytes(4)
-    if strips > 1:
-        out += struct.pack(f"<{strips}I", *[end + 8 * strips] * strips) + struct.pack(f"<{strips}I", *[64] * strips)
-    return out + bytes(64)
-
-
-def png(width: int, height: int, interlaced: bool = False) -> bytes:
-    """A PNG of uint8 whose header is right, and whose data end early."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, interlaced)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        chunk(*c) for c in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))), (b"IEND", b""))
-    )
-
-
-def sparse(path: Path) -> None:
-    """40 billion pixels in a thousand bytes: none of the strips is there, which stands for zeros."""
-    profile = {"driver": "GTiff", "width": 200_000, "height": 200_000, "count": 1, "dtype": "uint8", "compress": "lzw"}
-    with rasterio.open(path, "w", blockysize=2000, SPARSE_OK=True, **profile):
-        pass
-
-
-LZW, RAW, DEFLATE = 5, 1, 8
-BOMBS = {
-    "strips.tif": tiff(200_000, 200_000, 1000, LZW),
-    "wide.tif": tiff(2_000_000_000, 4, 1, LZW),
-    "strip_raw.tif": tiff(60_000, 60_000, 60_000, RAW),
-    "strip_lzw.tif": tiff(60_000, 60_000, 60_000, LZW),
-    "strip_deflate.tif": tiff(60_000, 60_000, 60_000, DEFLATE),
-    "huge_strip.tif": tiff(100_000, 100_000, 100_000, LZW),
-    "tall.tif": tiff(64, 100_000_000, 100_000_000, LZW),
-    "large.png": png(100_000, 100_000),
-    "largest.png": png(2**31 - 1, 2**31 - 1),
-    "lines.png": png(90_000, 90_000),
-    "interlaced.png": png(90_000, 90_000, interlaced=True),
-}
-
-
-class TestBombs:
-    def test_no_file_takes_memory_or_time(self, tmp_path):
-        """Some are refused by their headers; what is left fails at its first window."""
-        for name, content in BOMBS.items():
-            (tmp_path / name).write_bytes(content)
-        sparse(tmp_path / "sparse.tif")
-        names = sorted([*BOMBS, "sparse.tif"])
-        assert all((tmp_path / name).stat().st_size < 5000 for name in names)
-        for name in ("sound.tif", "label.tif"):
-            fake_data.write_tiff(tmp_path / name, np.full((64, 64), 10, np.uint8))
-        program = """
-import json, resource, sys, time
-from pathlib import Path
-from sarjax.data.doctor import check
-from sarjax.data.layout import Layout, Scene
-from sarjax.spec import BandSpec, ClassSpec, DatasetSpec, ModalitySpec
-folder, names = Path(sys.argv[1]), sys.argv[2:]
-classes = ClassSpec("a", (0, 0, 0)), ClassSpec("b", (1, 1, 1))
-spec = DatasetSpec("x", (ModalitySpec("sar", (BandSpec("VV", "amplitude"),)),), classes)
-sound, label = folder / "sound.tif", folder / "label.tif"
-scenes = [Scene(n, {"sar": (folder / n,)}, label) for n in names] + [Scene("good", {"sar": (sound,)}, label)]
-splits = {s.name: "train" for s in scenes}
-check(Layout(spec, {10: 0}, tuple(scenes[-1:]), splits, tile=32))
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-report = check(Layout(spec, {10: 0}, tuple(scenes), splits, tile=32))
-grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-seconds = time.monotonic() - start
-fatal = [(p.kind, Path(p.where).name) for p in report.problems if p.severity == "fatal"]
-print(json.dumps([grown, seconds, fatal, report.classes["train"]]))
-"""
-        done = subprocess.run([sys.executable, "-c", program, tmp_path, *names], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        megabytes, seconds, fatal, classes = json.loads(done.stdout)
-        assert sorted(name for kind, name in fatal if kind == "unreadable") == names
-        assert classes == [64 * 64 * (len(names) + 1), 0]  # the others are read, each scene's label too
-        assert megabytes < 200
-        assert seconds < 20
-
-    @pytest.mark.parametrize("name", ["strips.tif", "wide.tif", "huge_strip.tif", "large.png", "sparse.tif"])
-    def test_refused_by_the_header(self, tmp_path, name):
-        path = tmp_path / name
-        sparse(path) if name == "sparse.tif" else path.write_bytes(BOMBS[name])
-        with pytest.raises(UserError, match=r"declares .* damaged or hostile|do not fit in memory"):
-            raster.info(path)
 
 
 class TestWords:
