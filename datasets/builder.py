@@ -1,84 +1,104 @@
-"""What the builders share: from a plan of jobs to TFDS record files, in order, in little memory, the same to the byte.
+"""What the builders share: from a layout to TFDS record files, in order, in little memory, the same to the byte.
 
-A data set is one folder here with `<name>_dataset_builder.py` holding a `Builder(builder.Builder)` that says three
-things: `spec_of`, what the data set holds; `plan`, which jobs make up each split; `examples`, the tiles of one job.
+A data set is one folder here with `<name>_dataset_builder.py` holding a `Builder(builder.Builder)` that says how its
+files lie: `layout`. What is read, cut, checked and written follows from that.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-from tensorflow_datasets.core import example_serializer
+from sarjax_datasets import rows, workers
 
-from sarjax.errors import UserError
-from sarjax.spec import IGNORE_LABEL, DatasetSpec
+from sarjax.data.layout import NO_OPTIONS, Layout, Options, Problem, check_scene
+from sarjax.errors import UserError, unknown
+from sarjax.spec import DatasetSpec
 
 SHARD_BYTES = 256 << 20
+SAID = 10
+
+example = rows.example
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A TFDS builder whose records are a pure function of the source files.
 
-    progress: called as (split, jobs done, jobs in all) while building.
+    progress: called as (stage, done, total) while building: by scene in "files", by row of tiles in each split.
+    say: gets a line for each warning. jobs: processes that read and encode.
     """
 
     VERSION = tfds.core.Version("1.0.0")
+    # Whether the first configuration is what is opened where none is named.
+    HAS_DEFAULT = True
     progress: Callable[[str, int, int], None] | None = None
+    say: Callable[[str], None] = staticmethod(lambda line: None)
+    jobs: int = 1
+
+    def __init__(self, *, layout: Layout, **kwargs: Any):
+        self.on_disk = layout  # before TFDS asks for `_info`
+        super().__init__(**kwargs)
+
+    @classmethod
+    def layout(cls, source: Path, config: str = "", options: Options = NO_OPTIONS) -> Layout:
+        """How the data set lies in the folder `source`, by listing it.
+
+        What is wrong with the files is in `Layout.problems`. config: "" = the default. UserError for a configuration
+        that is not there and for options that name nothing.
+        """
+        raise NotImplementedError
 
     @classmethod
     def spec_of(cls, config: str = "") -> DatasetSpec:
-        """The spec of the records that `config` ("" = the default) builds."""
+        """The spec of the records that `config` ("" = the default) builds, where it is known without any files."""
         raise NotImplementedError
 
-    @property
-    def spec(self) -> DatasetSpec:
-        return self.spec_of(self.builder_config.name if self.builder_config else "")
+    @classmethod
+    def config_name(cls, config: str) -> str:
+        """The name of the configuration `config`, "" = the default; UserError, with the nearest, for an unknown one."""
+        names = [c.name for c in cls.BUILDER_CONFIGS]
+        if config and config not in names:
+            raise unknown(f"configuration of {cls.name}", config, names)
+        return config or (names[0] if names else "")
 
-    @property
-    def tile(self) -> int:
-        """Side of a tile in pixels."""
-        return 256
-
-    def plan(self, source: Path) -> Mapping[str, Sequence[Any]]:
-        """{split: jobs} from the files under `source`, read no further than needed; UserError for a bad source."""
-        raise NotImplementedError
-
-    def notice(self, source: Path) -> str:
-        """A line for the user: what the files under `source` hold that this configuration does not read ("" = none)."""
-        return ""
-
-    def examples(self, job: Any) -> Iterator[dict[str, Any]]:
-        """The tiles of one job, as `example` makes them."""
-        raise NotImplementedError
+    @classmethod
+    def tfds_config(cls, config: str, layout: Layout) -> Any:
+        """What TFDS calls the configuration `config`, whose layout is `layout`; None where there are none."""
+        return cls.config_name(config) or None
 
     def _info(self) -> tfds.core.DatasetInfo:
-        side, spec = self.tile, self.spec
-        features: dict[str, Any] = {"id": np.int32, "name": tfds.features.Text()}
-        for m in spec.modalities:
-            shape = (spec.dates, side, side, len(m.bands))
-            features[m.name] = tfds.features.Tensor(shape=shape, dtype=np.dtype(m.dtype), encoding="zlib")
-            features[f"{m.name}_valid"] = tfds.features.Tensor(shape=shape[:3], dtype=np.uint8, encoding="zlib")
-        features["label"] = tfds.features.Tensor(shape=(side, side), dtype=np.uint8, encoding="zlib")
-        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+        features = rows.features(self.on_disk.spec, self.on_disk.tile)
+        return self.dataset_info_from_configs(features=features, disable_shuffling=True)
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        source = Path(dl_manager.manual_dir)
-        plan = self.plan(source)
+    def plan(self) -> dict[str, list[rows.Row]]:
+        """{split: rows of tiles}, after a look at the header of every file; UserError for the first fatal problem."""
+        layout, sizes, warnings = self.on_disk, [], _warnings(self.on_disk.problems)
+        for done, scene in enumerate(layout.scenes):
+            self._report("files", done, len(layout.scenes))
+            size, problems = check_scene(scene, layout.spec, layout.tile)
+            warnings += _warnings(problems)
+            sizes.append(size)
+        self._report("files", len(layout.scenes), len(layout.scenes))
+        for problem in warnings[:SAID]:
+            self.say(problem.text)
+        if len(warnings) > SAID:
+            self.say(f"and {len(warnings) - SAID} more warnings, which `sarjax data check` shows.")
+        plan = rows.plan(layout, sizes)
         if not plan["train"]:
-            raise UserError(f"{source} holds nothing for the train split, only for others: add training data.")
-        return {split: self._generate_examples(split, jobs) for split, jobs in plan.items() if jobs}
+            raise UserError(f"the train split of {layout.spec.name} is empty: add training data, or leave out less.")
+        return {split: jobs for split, jobs in plan.items() if jobs}
 
-    def _generate_examples(self, split: str, jobs: Sequence[Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-        for done, job in enumerate(jobs):
-            if self.progress:
-                self.progress(split, done, len(jobs))
-            for example in self.examples(job):
-                yield int(example["id"]), example
+    def _report(self, stage: str, done: int, total: int) -> None:
         if self.progress:
-            self.progress(split, len(jobs), len(jobs))
+            self.progress(stage, done, total)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        raise NotImplementedError  # TFDS wants the two; `_generate_splits`, which would call them, is ours
+
+    _generate_examples = _split_generators
 
     def _log_download_bytes(self) -> None:
         """Says nothing: there is no download."""
@@ -89,20 +109,21 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_splits(self, dl_manager: Any, download_config: Any) -> list[tfds.core.SplitInfo]:
         # TFDS's own writer keeps up to 1 GB in memory, then opens a thousand temporary files, and its protocol
         # buffers come out in another byte order in every process. This one writes each record as it comes.
-        generators = self._split_generators(dl_manager)
-        return [self._write(split, generator) for split, generator in generators.items()]
+        plan = self.plan()
+        every = list(itertools.chain.from_iterable(plan.values()))
+        jobs, folder = min(self.jobs, len(every)), Path(self.data_dir)
+        with contextlib.closing(workers.encode(self.on_disk, every, jobs, folder)) as records:
+            return [self._write(split, itertools.islice(records, len(n)), len(n)) for split, n in plan.items()]
 
-    def _write(self, split: str, generator: Iterator[tuple[int, dict[str, Any]]]) -> tfds.core.SplitInfo:
+    def _write(self, split: str, records: Iterable[list[bytes]], total: int) -> tfds.core.SplitInfo:
+        """Writes the records of a split, which come by row; total: the number of rows."""
         template = self._get_filename_template(split_name=split)
-        serializer = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
         folder = Path(template.data_dir)
         lengths: list[int] = []
-        total = in_shard = 0
+        size = in_shard = 0
         writer = None
         try:
-            for _, example in generator:
-                encoded = self.info.features.encode_example(example)
-                record = serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
+            for record in self._counted(split, records, total):
                 if writer is None or in_shard + len(record) > SHARD_BYTES:
                     if writer:
                         writer.close()
@@ -115,37 +136,27 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 writer.write(record)
                 lengths[-1] += 1
                 in_shard += len(record)
-                total += len(record)
+                size += len(record)
         finally:
             if writer:
                 writer.close()
         for i in range(len(lengths)):
             final = template.sharded_filepath(shard_index=i, num_shards=len(lengths))
             (folder / f"{split}-{i}.part").rename(final)
-        return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=total, filename_template=template)
+        return tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template)
+
+    def _counted(self, split: str, records: Iterable[list[bytes]], total: int) -> Iterator[bytes]:
+        self._report(split, 0, total)
+        for done, row in enumerate(records):
+            yield from row
+            self._report(split, done + 1, total)
 
 
-def example(
-    spec: DatasetSpec,
-    tile_id: int,
-    name: str,
-    images: Mapping[str, np.ndarray],
-    valid: Mapping[str, np.ndarray],
-    label: np.ndarray,
-) -> dict[str, Any]:
-    """One record by the house rules: no-data is 0, and what no input sees is ignored.
-
-    images: {modality: (t, h, w, c) stored dtype}. valid: {modality: (t, h, w) bool}. label: (h, w) uint8, 255 = ignore.
-    A NaN makes its pixel invalid; a pixel that is invalid in every modality and date gets label 255.
-    """
-    out: dict[str, Any] = {"id": np.int32(tile_id), "name": name}
-    seen = np.zeros(label.shape, bool)
-    for m in spec.modalities:
-        image, mask = images[m.name], valid[m.name]
-        if image.dtype.kind == "f":
-            mask = mask & ~np.isnan(image).any(-1)
-        out[m.name] = np.where(mask[..., None], image, image.dtype.type(0))
-        out[f"{m.name}_valid"] = mask.astype(np.uint8)
-        seen |= mask.any(0)
-    out["label"] = np.where(seen, label, IGNORE_LABEL).astype(np.uint8)
-    return out
+def _warnings(problems: Iterable[Problem]) -> list[Problem]:
+    """The warnings; UserError for the first fatal problem."""
+    found = []
+    for problem in problems:
+        if problem.severity == "fatal":
+            raise UserError(problem.text)
+        found.append(problem)
+    return found

@@ -13,6 +13,14 @@ SIDE = 256
 # 0003 and 0020 go to val, by their crc32; 0013 and 0018 are test tiles, in the real set too.
 OMBRIA_TRAIN = ("0001", "0002", "0003", "0005", "0011", "0014", "0019", "0020")
 OMBRIA_TEST = ("0013", "0018")
+# Published names, some of each split; the first is a pixel narrower than the others, as eleven of the originals are.
+WHU_OFFICIAL = {
+    "train": ("NH49E001013.tif", "NH49E002014.tif", "NH49E004013.tif"),
+    "val": ("NH49E006011.tif",),
+    "test": ("NH49E001014.tif", "NH49E001017.tif"),
+}
+# A scene of which one file could not be downloaded.
+WHU_INCOMPLETE = "NH49E004021.tif"
 WHU_NAMES = tuple(f"NH49E9{i:02d}001.tif" for i in range(4))
 
 
@@ -74,12 +82,18 @@ def write_ombria(root: Path, train=OMBRIA_TRAIN, test=OMBRIA_TEST, seed: int = 0
 
 
 def whu_scene(name: str, size: tuple[int, int] = (600, 530), dates: int = 1, seed: int = 0) -> WhuScene:
-    """One scene of `size` = (width, height): a corner without data in both sensors, single dark pixels, all labels."""
+    """One scene of `size` = (width, height): a corner without data in both sensors, single dark pixels, all labels.
+
+    Green is brighter than near infrared on water, and as often as not elsewhere.
+    """
     w, h = size
     rng = np.random.default_rng([seed, *name.encode()])
     optical = rng.integers(1, 256, (dates, h, w, 4), dtype=np.uint8)
     sar = rng.integers(1, 256, (dates, h, w), dtype=np.uint8)
     label = np.stack([blocks(rng, (h, w), 8) * 10 for _ in range(dates)]).astype(np.uint8)
+    green, nir = np.sort(optical[..., [1, 3]], -1)[..., ::-1].transpose(3, 0, 1, 2)
+    optical[..., 1] = np.where(label == 40, green, optical[..., 1])
+    optical[..., 3] = np.where(label == 40, nir, optical[..., 3])
     optical[:, :20, :30] = 0
     sar[:, :20, :30] = 0
     sar[:, 60:80, :30] = 0  # missing from the radar only
@@ -108,14 +122,30 @@ def write_whu(
     dates: int = 1,
     optical: str = "optical",
     seed: int = 0,
+    narrow=(),
 ) -> dict[str, WhuScene]:
-    """Writes WHU-OPT-SAR's folders under `root` ("image" is the 2022 release's name of "optical"); what they hold."""
+    """Writes WHU-OPT-SAR's folders under `root` ("image" is the 2022 release's name of "optical"); what they hold.
+
+    narrow: names of scenes that are a pixel less wide than the others.
+    """
     scenes = {}
     for name in names:
-        scene = scenes[name] = whu_scene(name, size, dates, seed)
+        scene = scenes[name] = whu_scene(name, (size[0] - (name in narrow), size[1]), dates, seed)
         for t in range(dates):
             end = f"_{t + 1}" if t else ""
             write_tiff(root / f"{optical}{end}" / name, scene.optical[t])
             write_tiff(root / f"sar{end}" / name, scene.sar[t])
             write_tiff(root / f"lbl{end}" / name, scene.label[t])
+    return scenes
+
+
+def write_whu_official(root: Path, size: tuple[int, int] = (600, 530)) -> dict[str, WhuScene]:
+    """Writes a part of WHU-OPT-SAR as it often is: one scene narrower, one without its radar image, most not there.
+
+    What the complete scenes hold, by name; the others of the 100 published ones are missing.
+    """
+    names = [name for part in WHU_OFFICIAL.values() for name in part]
+    scenes = write_whu(root, [*names, WHU_INCOMPLETE], size, narrow=names[:1])
+    (root / "sar" / WHU_INCOMPLETE).unlink()
+    del scenes[WHU_INCOMPLETE]
     return scenes

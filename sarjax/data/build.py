@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from sarjax.data import statistics
+from sarjax.data.layout import NO_OPTIONS, Options
 from sarjax.data.store import SPEC_FILE, STATISTICS_FILE, data_root
 from sarjax.errors import UserError, unknown
 from sarjax.files import write_atomically
+from sarjax.spec import DatasetSpec
 
 Progress = Callable[[str, int, int], None]
 
@@ -46,37 +48,42 @@ def build(
     config: str = "",
     *,
     overwrite: bool = False,
+    jobs: int = 1,
+    options: Options = NO_OPTIONS,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Builds data set `name` from the files in `source` into `out`/name/[config/]version, as TFDS lays it out.
 
     out: None = $SARJAX_DATA_DIR, else ~/sarjax_data. config: "" = the builder's default. overwrite: replace what is
-    there; otherwise a finished build is left alone. progress: called as (stage, done, total). say: gets a line or two.
+    there; otherwise a finished build is left alone. jobs: processes that read and encode; the records are the same to
+    the byte. options: scenes to leave out, the description of a folder of one's own. progress: called as (stage, done,
+    total). say: gets a line or two.
     Returns the folder of the records. Raises UserError for a bad source, an unknown name or an `out` it cannot write.
     """
     cls = builder_class(name)
-    configs = [c.name for c in cls.BUILDER_CONFIGS]
-    if config and config not in configs:
-        raise unknown(f"configuration of {name}", config, configs)
-    config = config or (configs[0] if configs else "")
     source, root = Path(source).expanduser().absolute(), data_root(out).absolute()
+    if jobs < 1:
+        raise UserError(f"jobs is {jobs}: at least 1 process is needed.")
     _check_source(source)
+    layout = cls.layout(source, config, options)
+    chosen = cls.tfds_config(config, layout)
+    config = getattr(chosen, "name", chosen) or ""
     with _workplace(root, f"{name}-{config}" if config else name) as temporary:
-        builder = cls(data_dir=temporary, **({"config": config} if config else {}))
+        builder = cls(layout=layout, data_dir=temporary, **({"config": chosen} if chosen else {}))
         final = root / Path(builder.data_dir).relative_to(temporary)
         if (final / STATISTICS_FILE).is_file() and not overwrite:
+            _check_same(final, layout.spec)
             say(f"{final} is built already: --overwrite builds it again.")
             return final
-        builder.progress = progress
-        notice = builder.notice(source)
-        if notice:
-            say(notice)
+        builder.progress, builder.say, builder.jobs = progress, say, jobs
+        if layout.notice:
+            say(layout.notice)
         _run(builder, source, temporary)
         made = Path(builder.data_dir)
-        write_atomically(made / SPEC_FILE, builder.spec.to_json())
+        write_atomically(made / SPEC_FILE, layout.spec.to_json())
         statistics.write(made, progress)
-        _publish(made, final, temporary)
+        _publish(made, final, temporary, builder.HAS_DEFAULT)
     return final
 
 
@@ -140,6 +147,15 @@ def _workplace(root: Path, name: str) -> Iterator[Path]:
         os.close(handle)
 
 
+def _check_same(final: Path, spec: DatasetSpec) -> None:
+    """UserError where what is built in `final` holds other bands or classes than `spec` says."""
+    if (final / SPEC_FILE).read_text(encoding="utf-8") != spec.to_json():
+        raise UserError(
+            f"{final} holds records of other bands, classes or no-data values than would be built now: --overwrite "
+            "builds it again, and another name or --out keeps both."
+        )
+
+
 def _run(builder: Any, source: Path, temporary: Path) -> None:
     import tensorflow_datasets as tfds
 
@@ -153,10 +169,10 @@ def _run(builder: Any, source: Path, temporary: Path) -> None:
         raise UserError(f"cannot write records to {temporary.parent}: {e.strerror or e}.") from e
 
 
-def _publish(made: Path, final: Path, temporary: Path) -> None:
+def _publish(made: Path, final: Path, temporary: Path, has_default: bool) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     default = made.parent.parent / ".config" / "metadata.json"
-    if default.is_file():
+    if has_default and default.is_file():
         # TFDS keeps the name of the default configuration beside the configurations.
         (final.parent.parent / ".config").mkdir(exist_ok=True)
         os.replace(default, final.parent.parent / ".config" / "metadata.json")

@@ -4,10 +4,10 @@ Builders and `sarjax predict` both come here, so that a map is made from exactly
 pixels saw nothing, and what transforms give, does not depend on the window: each is read with the margin that it needs.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage, signal
 
 from sarjax.errors import UserError
 from sarjax.raster import Info, Reader, Window
@@ -73,6 +73,8 @@ def gaps(candidates: np.ndarray, smallest: int) -> np.ndarray:
     """(h, w) bool: those True pixels of `candidates` (h, w) that lie in an 8-connected region of >= `smallest`."""
     if smallest <= 1 or not candidates.any():
         return candidates
+    from scipy import ndimage
+
     regions, count = ndimage.label(candidates, np.ones((3, 3)))
     large = np.bincount(regions.ravel(), minlength=count + 1) >= smallest
     large[0] = False
@@ -83,24 +85,40 @@ def lee(image: np.ndarray, valid: np.ndarray, transform: Transform) -> tuple[np.
     """Lee's filter for multiplicative speckle (Lee, IEEE TPAMI 1980; as in Lopes et al., TGRS 1990), band by band.
 
     mean + k (x - mean), k = max(0, 1 - Cu^2 / Cx^2), Cx^2 = variance / mean^2 in the window; Cu^2 = 1 / looks of an
-    intensity and .273 / looks (about (4 / pi - 1) / looks) of an amplitude. That is scipy's local Wiener filter with
-    the noise power Cu^2 mean^2. Pixels without data take the mean of the valid ones around them before it, the
-    scene's edge is reflected.
+    intensity and .273 / looks (4 / pi - 1, about) of an amplitude. That is the local Wiener filter with the noise power
+    Cu^2 mean^2. Pixels without data take the mean of the valid ones around them before it, the scene's edge is
+    reflected. Computed in float64.
     """
     side, reach = transform.window, transform.window // 2
-    square = 1.0 if transform.quantity == "intensity" else 4 / np.pi - 1
+    square = (1.0 if transform.quantity == "intensity" else 4 / np.pi - 1) / transform.looks
+    inner = slice(reach, reach + image.shape[0]), slice(reach, reach + image.shape[1])
+    count = np.maximum(_sums(valid.astype(np.float64), side), 1)
     out = np.empty_like(image)
-    share = ndimage.uniform_filter(valid.astype(np.float64), side, mode="constant")
     for c in range(image.shape[-1]):
         x = np.where(valid, image[..., c], 0).astype(np.float64)
-        around = ndimage.uniform_filter(x, side, mode="constant") / np.maximum(share, 1e-12)
-        x = np.pad(np.where(valid, x, around), reach, mode="symmetric")
-        mean = ndimage.uniform_filter(x, side, mode="constant")
-        with np.errstate(divide="ignore", invalid="ignore"):  # a constant window: 0 / 0, and the mean is taken
-            filtered = signal.wiener(x, side, square / transform.looks * mean**2)
-        inner = slice(reach, reach + image.shape[0]), slice(reach, reach + image.shape[1])
-        out[..., c] = np.where(np.isfinite(filtered), filtered, mean)[inner]
+        x = np.pad(np.where(valid, x, _sums(x, side) / count), reach, mode="symmetric")
+        mean = _sums(x, side) / side**2
+        variance = _sums(x * x, side) / side**2 - mean**2
+        noise = square * mean**2
+        with np.errstate(divide="ignore", invalid="ignore"):  # a constant window: the mean is taken
+            k = np.where(variance > noise, 1 - noise / variance, 0)
+        out[..., c] = (mean + k * (x - mean))[inner]
     return out, valid
+
+
+def _sums(x: np.ndarray, side: int) -> np.ndarray:
+    """(h, w) sums of x (h, w) over `side` x `side` pixels, 0 beyond the edge.
+
+    Every pixel's terms are added in the same order. Running sums and Fourier transforms would be rounded by what lies
+    outside of the window, a bright target far off: then a tile would differ from the same part of a larger image.
+    """
+    for axis in (0, 1):
+        padded = np.pad(x, [(side // 2,) * 2 if a == axis else (0, 0) for a in (0, 1)])
+        rows = padded if axis == 0 else padded.T
+        n = x.shape[axis]
+        total = functools.reduce(np.add, (rows[k : k + n] for k in range(side)))
+        x = total if axis == 0 else total.T
+    return x
 
 
 def decibel(image: np.ndarray, valid: np.ndarray, transform: Transform) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,8 @@ A builder's folder under `datasets/` says it as a `Layout`, plain values; record
 """
 
 import dataclasses
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from sarjax import raster
 from sarjax.data.imagery import check_image
-from sarjax.errors import UserError
+from sarjax.errors import UserError, unknown
 from sarjax.raster import Info, Window
 from sarjax.spec import DatasetSpec
 
@@ -23,7 +24,7 @@ class Problem(NamedTuple):
 
     severity: a build stops at "fatal"; it goes on with a "warning", leaving out what is incomplete.
     kind: "missing", "unreadable", "size", "bands", "dtype", "georeference", "labels", "no-data", "absent class",
-    "alignment", "split", "description". where: the file or scene. text: one sentence that names it.
+    "alignment", "duplicate", "split", "description". where: the file or scene. text: one sentence that names it.
     """
 
     severity: Literal["fatal", "warning"]
@@ -32,12 +33,31 @@ class Problem(NamedTuple):
     text: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a user asks of a layout.
+
+    exclude: names of scenes to leave out, with or without the files' ending. description: the TOML file that says what
+    a folder of one's own holds (`paired_folder`; None = the folder's `dataset.toml`).
+    """
+
+    exclude: tuple[str, ...] = ()
+    description: Path | None = None
+
+
+NO_OPTIONS = Options()
+
+
 class Scene(NamedTuple):
-    """The files of one scene. images: {modality: one file per date}. name: unique; its tiles' names begin with it."""
+    """The files of one scene. images: {modality: one file per date}. name: unique; its tiles' names begin with it.
+
+    tile_id: the scene is one tile, of this id and the scene's own name (None: tiles are cut from it and numbered).
+    """
 
     name: str
     images: Mapping[str, tuple[Path, ...]]
     label: Path
+    tile_id: int | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -61,10 +81,12 @@ class Layout:
     """A data set as it lies on disk.
 
     labels: {value in the label files: class index, or 255 = ignore}. scenes: the complete ones, by name. splits:
-    {scene name: split}. problems: what listing the files has found already (no file has been opened for it).
+    {scene name: split}; what is in no split is not built. problems: what listing the files has found already (no file
+    has been opened for it).
     tile: side in pixels. cover: the last row and column of tiles are shifted back so that every pixel is in one
-    (else right and bottom remainders are left out). random: tiles, not scenes, are drawn for the splits, 60/20/20:
-    neighbours leak. notice: a line for the user about what a build leaves out ("" = nothing).
+    (else right and bottom remainders are left out). random: tiles, not scenes, are drawn for the splits, 60/20/20
+    (`drawn_split`), and `splits` is not used: neighbours leak. notice: a line for the user about what a build leaves
+    out ("" = nothing).
     """
 
     spec: DatasetSpec
@@ -98,13 +120,17 @@ def check_scene(scene: Scene, spec: DatasetSpec, tile: int) -> tuple[tuple[int, 
     infos, problems = headers(scene)
     if not infos:
         return (0, 0), problems
-    first = next(iter(infos))
+    sizes = [found[:2] for found in infos.values()]
+    first = max(infos, key=lambda path: sizes.count(infos[path][:2]))  # the odd one out is the wrong one
     size = infos[first][:2]
     for path, found in infos.items():
         if found[:2] != size:
             text = f"{path} is {found.width} x {found.height} pixels, but {first} is {size[1]} x {size[0]}: "
             problems.append(Problem("fatal", "size", str(path), f"{text}they must agree."))
-    if min(size) < tile:
+    if scene.tile_id is not None and size != (tile, tile):
+        text = f"{first} is {size[1]} x {size[0]} pixels, but {tile} x {tile} is expected."
+        problems.append(Problem("fatal", "size", str(first), text))
+    elif min(size) < tile:
         text = f"{first} is {size[1]} x {size[0]} pixels, smaller than a tile of {tile}."
         problems.append(Problem("fatal", "size", str(first), text))
     for m in spec.modalities:
@@ -122,7 +148,7 @@ def check_scene(scene: Scene, spec: DatasetSpec, tile: int) -> tuple[tuple[int, 
 
 
 def _place(infos: Mapping[Path, Info]) -> list[Problem]:
-    """Warnings where georeferenced files of a scene lie in different places (half a pixel or more)."""
+    """Where georeferenced files of a scene lie in different places (half a pixel or more)."""
     placed = [(p, i) for p, i in infos.items() if i.georeference.transform is not None]
     problems = []
     for path, i in placed[1:]:
@@ -138,6 +164,69 @@ def _place(infos: Mapping[Path, Info]) -> list[Problem]:
             text = f"{path} lies {off / pixel:.1f} pixels away from {first}: resample one onto the other."
             problems.append(Problem("fatal", "georeference", str(path), text))
     return problems
+
+
+def missing(scene: str, path: Path, more: str = "") -> Problem:
+    """The warning that `scene` is left out because its file `path` is not there."""
+    return Problem("warning", "missing", str(path), f"{path} is missing: scene {scene} is left out{more}.")
+
+
+def listed(names: Iterable[object], most: int = 10) -> str:
+    """The first `most` names, separated by commas, and how many more there are."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def without(scenes: Sequence[Scene], exclude: Iterable[str], known: Iterable[str] = ()) -> tuple[Scene, ...]:
+    """`scenes` but for those that `exclude` names, with or without a file's ending.
+
+    known: names that may be excluded though they are not there. UserError, with the nearest, for any other name.
+    """
+    names = {scene.name for scene in scenes} | set(known)
+    unwanted = set()
+    for name in exclude:
+        found = name if name in names else without_ending(name)
+        if found not in names:
+            raise unknown("scene to exclude", name, names)
+        unwanted.add(found)
+    return tuple(scene for scene in scenes if scene.name not in unwanted)
+
+
+def without_ending(name: str) -> str:
+    """A file's name without the ending of a raster, if it has one."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot and f".{ending.lower()}" in raster.READABLE else name
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """The names in a text file, one a line; UserError if unreadable. A line that is empty or begins with # has none."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        reason = e.strerror if isinstance(e, OSError) else "no text in UTF-8"
+        raise UserError(f"{path} cannot be read ({reason}): a text file with one name a line is expected.") from e
+    return tuple(line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+
+
+def split_by_order(names: Iterable[str], validation: bool = True) -> dict[str, str]:
+    """{name: split}: in every ten of the sorted names 7 train, 1 val and 2 test, the first three being one of each.
+
+    Without `validation`: 8 train and 2 test. Fewer than three names: all train.
+    """
+    turns = ["train", "val", "test", "train", "train", "train", "train", "test", "train", "train"]
+    names = sorted(names)
+    if len(names) < 3:
+        return dict.fromkeys(names, "train")
+    return {
+        name: "train" if turns[i % 10] == "val" and not validation else turns[i % 10] for i, name in enumerate(names)
+    }
+
+
+def drawn_split(tile_name: str) -> str:
+    """The split of a tile where tiles are drawn (`Layout.random`): by its name alone, whichever others there are."""
+    share = int.from_bytes(hashlib.sha256(tile_name.encode()).digest()[:8]) / 2**64
+    return "train" if share < 0.6 else "val" if share < 0.8 else "test"
 
 
 def tile_origins(length: int, tile: int, cover: bool) -> list[int]:

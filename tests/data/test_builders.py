@@ -1,13 +1,20 @@
 """The builders, run for real on fake files in the real formats: arrays come back equal, bad sources in one sentence."""
 
+import dataclasses
 import shutil
 
 import fake_data
 import numpy as np
 import pytest
 from PIL import Image
+from sarjax_datasets import rows
+from scipy import ndimage
 
+from sarjax import raster
 from sarjax.data.build import build, builder_class, builders
+from sarjax.data.imagery import gaps, read_image
+from sarjax.data.layout import Layout, Options, Scene
+from sarjax.data.store import open_directory
 from sarjax.errors import UserError
 from sarjax.spec import IGNORE_LABEL
 
@@ -19,6 +26,10 @@ def all_tiles(dataset):
         for reader in [dataset.split(split)]
         for i in range(len(reader))
     ]
+
+
+def counts(where):
+    return [sum(s == split for s in where.values()) for split in ("train", "val", "test")]
 
 
 def damaged(source, path):
@@ -34,6 +45,8 @@ class TestEveryBuilder:
     @pytest.mark.parametrize("name", sorted(builders()))
     def test_it_declares_its_spec(self, name):
         cls = builder_class(name)
+        if name == "paired_folder":
+            pytest.skip("its user declares it")
         for config in [c.name for c in cls.BUILDER_CONFIGS] or [""]:
             spec = cls.spec_of(config)
             assert spec.name == cls.name == name
@@ -120,10 +133,6 @@ class TestOmbria:
         [
             (lambda s: shutil.rmtree(damaged(s, "OmbriaS2")), "has no folder OmbriaS2: .*holds OmbriaS1 and OmbriaS2"),
             (
-                lambda s: damaged(s, "OmbriaS2/train/AFTER/S2_after_0002.png").unlink(),
-                "S2_after_0002.png is missing while other images of tile 0002 are there",
-            ),
-            (
                 lambda s: shutil.rmtree(damaged(s, "OmbriaS1/test/MASK")),
                 "OmbriaS1/test/MASK is missing: .*S1_mask_NNNN",
             ),
@@ -139,11 +148,22 @@ class TestOmbria:
             ),
             (
                 lambda s: Image.new("L", (256, 255)).save(damaged(s, "OmbriaS1/train/AFTER/S1_after_0001.png")),
-                "S1_after_0001.png is 256 x 255 with 1 bands of uint8, but 256 x 256 with 1",
+                "S1_after_0001.png is 256 x 255 pixels, but .*S1_before_0001.png is 256 x 256: they must agree",
             ),
             (
                 lambda s: Image.new("L", (256, 256), 7).save(damaged(s, "OmbriaS1/train/MASK/S1_mask_0001.png")),
-                r"S1_mask_0001.png holds the value 7: masks of OMBRIA are 0 \(dry\) and 255 \(flood\) only",
+                "S1_mask_0001.png holds the label 7: labels are 0, 255",
+            ),
+            (
+                lambda s: Image.new("RGB", (256, 256)).save(damaged(s, "OmbriaS1/test/AFTER/S1_after_0013.png")),
+                "S1_after_0013.png has 3 bands, but 1 of sar are expected: VV",
+            ),
+            (
+                lambda s: [
+                    Image.new("RGB" if "OmbriaS2" in str(p) and "MASK" not in str(p) else "L", (257, 256)).save(p)
+                    for p in s.rglob("*0013.png")
+                ],
+                "S1_before_0013.png is 257 x 256 pixels, but 256 x 256 is expected",
             ),
         ],
     )
@@ -154,30 +174,43 @@ class TestOmbria:
         assert "\n" not in str(e.value)
         assert not any((tmp_path / "out").iterdir())
 
-    def test_a_saturated_pixel_is_real_and_a_stripe_is_not(self):
-        from sarjax_datasets.ombria.ombria_dataset_builder import stripes
+    def test_an_incomplete_tile_is_left_out(self, tmp_path, ombria_source):
+        damaged(ombria_source, "OmbriaS2/train/AFTER/S2_after_0002.png").unlink()
+        said = []
+        dataset = open_directory(build("ombria", ombria_source, tmp_path / "out", say=said.append))
+        assert dataset.split("train").names == ("train/0001",)
+        (line,) = said
+        assert line.endswith("OmbriaS2/train/AFTER/S2_after_0002.png is missing: scene train/0002 is left out.")
 
-        image = np.zeros((256, 256), np.uint8)
-        image[0, 10:16] = 255  # six real echoes at the border: the most in the real images
-        image[100:110, 100:110] = 255  # a bright town, off the border
-        assert not stripes(image).any()
-        image[:, 0] = 255
-        assert stripes(image).sum() == 256
+    def test_a_saturated_pixel_is_real_and_a_stripe_is_not(self):
+        sar = builder_class("ombria").spec_of().modality("sar")
+        image = np.zeros((256, 256), bool)
+        image[0, 10:16] = True  # six real echoes at the border: the most in the real images
+        assert not gaps(image, sar.smallest_gap).any()
+        image[:, 0] = True
+        assert gaps(image, sar.smallest_gap).sum() == 256
 
     def test_the_real_images(self, shared_data):
-        from sarjax_datasets.ombria.ombria_dataset_builder import stripes
-
-        from sarjax import raster
-
-        paths = sorted((shared_data / "ombria" / "OmbriaS1" / "test").glob("[AB]*/*.png"))
-        images = [raster.read(p)[..., 0] for p in paths]
-        assert len(images) == 140
-        no_data = np.stack([stripes(image) for image in images])
-        saturated = np.stack([image == 255 for image in images])
+        layout = builder_class("ombria").layout(shared_data / "ombria")
+        assert layout.problems == ()
+        sar = layout.spec.modality("sar")
+        test = [scene for scene in layout.scenes if layout.splits[scene.name] == "test"]
+        assert len(test) == 70
+        no_data, saturated = [], []
+        for path in (path for scene in test for path in scene.images["sar"]):
+            with raster.open_raster(path) as f:
+                no_data.append(~read_image(f, sar, (0, 0, 256, 256))[1])
+                saturated.append(f.read()[..., 0] == 255)
+        no_data, saturated = np.stack(no_data), np.stack(saturated)
         assert 0.001 < no_data.mean() < 0.01
         # What remains at 255 is a handful of echoes per image.
         assert (saturated & ~no_data).sum((1, 2)).max() < 20
         assert (saturated.sum((1, 2)) > 0).all()
+        # No bright town inside an image is as large as a gap: all gaps lie at the border.
+        for mask in no_data:
+            regions, count = ndimage.label(mask, np.ones((3, 3)))
+            border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
+            assert set(range(1, count + 1)) <= set(border)
 
 
 class TestWhuOptSar:
@@ -210,18 +243,25 @@ class TestWhuOptSar:
     def test_the_official_split(self):
         from sarjax_datasets.whu_opt_sar.whu_opt_sar_dataset_builder import _official, split_of_scenes
 
-        names = sorted(_official())
-        where = split_of_scenes(names)
-        assert [sum(s == split for s in where.values()) for split in ("train", "val", "test")] == [70, 10, 20]
+        names = sorted(name.removesuffix(".tif") for name in _official())
+        where, problems = split_of_scenes(names)
+        assert not problems
+        assert counts(where) == [70, 10, 20]
         # A scene's split does not depend on which others could be downloaded.
-        assert split_of_scenes(names[::3]) == {name: where[name] for name in names[::3]}
+        assert split_of_scenes(names[::3])[0] == {name: where[name] for name in names[::3]}
+        official, _ = split_of_scenes(names, validation=False)
+        assert counts(official) == [80, 0, 20]
+        assert {n for n in names if official[n] == "test"} == {n for n in names if where[n] == "test"}
 
     @pytest.mark.parametrize(("scenes", "wanted"), [(3, [1, 1, 1]), (10, [7, 1, 2]), (40, [28, 4, 8])])
     def test_the_split_of_other_scenes(self, scenes, wanted):
         from sarjax_datasets.whu_opt_sar.whu_opt_sar_dataset_builder import split_of_scenes
 
-        where = split_of_scenes([f"{i}.tif" for i in range(scenes)])
-        assert [sum(s == split for s in where.values()) for split in ("train", "val", "test")] == wanted
+        where, problems = split_of_scenes([f"{i}" for i in range(scenes)])
+        assert not problems
+        assert counts(where) == wanted
+        train, val, test = wanted
+        assert counts(split_of_scenes([f"{i}" for i in range(scenes)], validation=False)[0]) == [train + val, 0, test]
 
     def test_a_second_date_that_is_not_read_is_mentioned(self, tmp_path):
         fake_data.write_whu(tmp_path / "s", names=("a.tif", "b.tif", "c.tif"), size=(256, 256), dates=2)
@@ -237,8 +277,6 @@ class TestWhuOptSar:
     def test_the_release_of_2022_and_two_dates(self, tmp_path):
         files = fake_data.write_whu(tmp_path / "s", names=("a.tif", "b.tif", "c.tif"), size=(256, 300), dates=2)
         (tmp_path / "s" / "optical").rename(tmp_path / "s" / "image")
-        from sarjax.data.store import open_directory
-
         dataset = open_directory(build("whu_opt_sar", tmp_path / "s", tmp_path / "o", config="dates2"))
         tile = dataset.split("train")[0]
         assert dataset.spec.dates == 2
@@ -250,8 +288,7 @@ class TestWhuOptSar:
     @pytest.mark.parametrize(
         ("damage", "message"),
         [
-            (lambda s: shutil.rmtree(s / "lbl"), "lbl is missing: the source holds optical/, sar/ and lbl/"),
-            (lambda s: (s / "sar" / "b.tif").unlink(), "sar/b.tif is missing while .*optical/b.tif is there"),
+            (lambda s: shutil.rmtree(s / "lbl"), "lbl is missing: the source holds optical/ or image/, sar/ and lbl/"),
             (
                 lambda s: fake_data.write_tiff(s / "sar" / "b.tif", np.ones((300, 260), np.uint8)),
                 "sar/b.tif is 260 x 300 pixels, but .*optical/b.tif is 261 x 300: they must agree",
@@ -262,17 +299,25 @@ class TestWhuOptSar:
             ),
             (
                 lambda s: fake_data.write_tiff(s / "optical" / "c.tif", np.ones((300, 261, 3), np.uint8)),
-                "optical/c.tif has 3 bands, but 4 are expected",
+                "optical/c.tif has 3 bands, but 4 of optical are expected: blue, green, red, nir",
+            ),
+            (
+                lambda s: fake_data.write_tiff(s / "sar" / "c.tif", np.ones((300, 261), np.uint16)),
+                "sar/c.tif holds uint16, but uint8 is expected for sar",
             ),
             (lambda s: [(s / f / "c.tif").unlink() for f in ("optical", "sar", "lbl")], "at least 3 are needed"),
-            (lambda s: [p.unlink() for p in (s / "optical").iterdir()], "optical holds no scene"),
+            (
+                lambda s: [p.unlink() for p in (s / "optical").iterdir()],
+                "optical holds no scene of which all files are",
+            ),
+            (lambda s: [p.unlink() for p in s.rglob("*.tif")], "optical holds no scene: files like NH49E001013.tif"),
             (
                 lambda s: (s / "sar" / "a.tif").write_bytes((s / "sar" / "a.tif").read_bytes()[:40_000]),
                 "a.tif cannot be read",
             ),
             (
                 lambda s: [(s / f / "a.tif").rename(s / f / "NH49E001014.tif") for f in ("optical", "sar", "lbl")],
-                "b.tif is no scene of WHU-OPT-SAR while NH49E001014.tif is one",
+                "b is no scene of WHU-OPT-SAR while NH49E001014 is one",
             ),
         ],
     )
@@ -289,3 +334,134 @@ class TestWhuOptSar:
         fake_data.write_whu(tmp_path / "s", size=(300, 255))
         with pytest.raises(UserError, match="is 300 x 255 pixels, smaller than a tile of 256"):
             build("whu_opt_sar", tmp_path / "s", tmp_path / "out")
+
+    def test_it_builds_from_what_is_there(self, tmp_path):
+        files = fake_data.write_whu_official(tmp_path / "s")
+        said = []
+        dataset = open_directory(build("whu_opt_sar", tmp_path / "s", tmp_path / "o", say=said.append))
+        scenes = {s: sorted({n.split("/")[0] + ".tif" for n in dataset.split(s).names}) for s in dataset.splits}
+        assert scenes == {split: sorted(names) for split, names in fake_data.WHU_OFFICIAL.items()}
+        assert {scene.sar.shape[2] for scene in files.values()} == {599, 600}
+        assert said[0].endswith("sar/NH49E004021.tif is missing: scene NH49E004021 is left out.")
+        assert "lacks 93 of the 100 published scenes: NH49E002012, NH49E002016, " in said[1]
+        assert said[1].endswith(" and 83 more.")
+        assert len(said) == 2
+
+    def test_only_the_train_split_has_to_hold_something(self, tmp_path):
+        fake_data.write_whu(tmp_path / "s", names=fake_data.WHU_OFFICIAL["test"], size=(256, 256))
+        with pytest.raises(UserError, match="the train split of whu_opt_sar is empty: add training data"):
+            build("whu_opt_sar", tmp_path / "s", tmp_path / "o")
+        assert not any((tmp_path / "o").iterdir())
+
+    def test_water_is_wetter_than_the_rest_only_where_labels_fit(self, whu):
+        _, dataset = whu
+        layout = builder_class("whu_opt_sar").layout
+        water = layout(dataset.directory).water
+        assert [dataset.spec.modality(water.modality).bands[i].name for i in (water.green, water.nir)] == [
+            "green",
+            "nir",
+        ]
+        assert dataset.spec.class_names[water.water] == "water"
+        for shift, low, high in ((0, 0.15, 1.0), (40, -0.05, 0.05)):
+            differences = []
+            for tile in dataset.split("train"):
+                image = tile["optical"][0].astype(np.float64)
+                index = (image[..., 1] - image[..., 3]) / np.maximum(image[..., 1] + image[..., 3], 1)
+                wet = np.roll(tile["label"], shift, (0, 1)) == water.water
+                differences.append(index[wet].mean() - index[~wet].mean())
+            assert low < np.mean(differences) < high
+
+    @pytest.mark.parametrize(
+        ("config", "tile", "wanted", "last"),
+        [
+            ("scene", 256, 29_400, ("r03328c05120", 70 * 294, 10 * 294, 20 * 294)),
+            ("scene_official", 256, 29_400, ("r03328c05120", 80 * 294, 0, 20 * 294)),
+            ("scene_512", 512, 8_800, ("r03192c05043", 70 * 88, 10 * 88, 20 * 88)),
+            ("scene_official_512", 512, 8_800, ("r03192c05043", 80 * 88, 0, 20 * 88)),
+        ],
+    )
+    def test_the_tiles_of_all_scenes(self, config, tile, wanted, last):
+        layout, sizes = complete(config)
+        plan = rows.plan(layout, sizes)
+        tiles = {split: [t for row in jobs for t in row.tiles] for split, jobs in plan.items()}
+        every = [t for split in tiles.values() for t in split]
+        assert layout.tile == tile
+        assert len(every) == wanted == len({t.name for t in every}) == len({t.id for t in every})
+        assert [len(tiles[s]) for s in ("train", "val", "test")] == list(last[1:])
+        assert max(t.name.split("/")[1] for t in every if t.name.startswith("NH49E001013")) == last[0]
+        # A row of tiles is as much as is read at a time.
+        assert all(len({t.name[:18] for t in row.tiles}) == 1 for jobs in plan.values() for row in jobs)
+
+    def test_tiles_drawn_at_random(self):
+        layout, sizes = complete("random_tile")
+        where = {t.name: s for s, jobs in rows.plan(layout, sizes).items() for row in jobs for t in row.tiles}
+        assert len(where) == 29_400
+        shares = [list(where.values()).count(split) / 29_400 for split in ("train", "val", "test")]
+        np.testing.assert_allclose(shares, [0.6, 0.2, 0.2], atol=0.01)
+        # A tile's split is its own, whichever scenes there are; one scene has tiles of all splits.
+        part = dataclasses.replace(layout, scenes=layout.scenes[40:43])
+        few = {t.name: s for s, jobs in rows.plan(part, sizes[:3]).items() for row in jobs for t in row.tiles}
+        assert few == {name: where[name] for name in few}
+        assert len(set(few.values())) == 3
+        assert where["NH49E001013/r00000c00000"] == "test"
+        assert where["NH49E001013/r00256c00000"] == "train"
+
+    def test_random_tiles_say_that_they_leak(self, tmp_path):
+        fake_data.write_whu(tmp_path / "s", names=("a.tif",), size=(256 * 5, 256))
+        said = []
+        dataset = open_directory(build("whu_opt_sar", tmp_path / "s", tmp_path / "o", "random_tile", say=said.append))
+        assert sum(dataset.statistics.tiles.values()) == 5
+        assert len(said) == 1
+        assert "scores will be too high" in said[0]
+        config = next(c for c in builder_class("whu_opt_sar").BUILDER_CONFIGS if c.name == "random_tile")
+        assert "neighbours of test tiles are trained on" in config.description
+
+    def test_tiles_of_512_cover_the_scene(self, tmp_path):
+        files = fake_data.write_whu(tmp_path / "s", names=("a.tif", "b.tif", "c.tif"), size=(600, 530))
+        dataset = open_directory(build("whu_opt_sar", tmp_path / "s", tmp_path / "o", "scene_512"))
+        split = dataset.split("train")
+        assert split.names == ("a/r00000c00000", "a/r00000c00088", "a/r00018c00000", "a/r00018c00088")
+        np.testing.assert_array_equal(split[3]["optical"][0], files["a.tif"].optical[0, 18:, 88:])
+
+    def test_a_gap_is_found_across_the_border_of_tiles(self, tmp_path):
+        scenes = fake_data.write_whu(tmp_path / "s", names=("a.tif", "b.tif", "c.tif"), size=(512, 256))
+        sar = scenes["a.tif"].sar[0]
+        sar[100:108, 251:259] = 0  # 64 pixels, 40 of them in the first tile
+        sar[150:157, 252:261] = 0  # 63
+        fake_data.write_tiff(tmp_path / "s" / "sar" / "a.tif", sar)
+        tiles = open_directory(build("whu_opt_sar", tmp_path / "s", tmp_path / "o")).split("train")
+        seen = np.concatenate([tiles[0]["sar_valid"][0], tiles[1]["sar_valid"][0]], 1)
+        assert not seen[100:108, 251:259].any()
+        assert seen[150:157, 252:261].all()
+
+    @pytest.mark.parametrize("names", [("NH49E001013", "NH49E001014.tif"), ("NH49E001013.tif", "NH49E001014")])
+    def test_scenes_are_left_out(self, tmp_path, names):
+        fake_data.write_whu_official(tmp_path / "s", (256, 256))
+        layout = builder_class("whu_opt_sar").layout(tmp_path / "s", options=Options((*names, "NH50E016002")))
+        assert [scene.name for scene in layout.scenes] == ["NH49E001017", "NH49E002014", "NH49E004013", "NH49E006011"]
+        assert "NH50E016002" not in layout.splits
+
+    def test_a_scene_to_exclude_that_is_unknown(self, tmp_path):
+        fake_data.write_whu_official(tmp_path / "s", (256, 256))
+        with pytest.raises(UserError, match="unknown scene to exclude 'NH49E00101': did you mean 'NH49E00101"):
+            build("whu_opt_sar", tmp_path / "s", tmp_path / "o", options=Options(("NH49E00101",)))
+
+    def test_a_layout_of_nothing_raises_nothing(self, tmp_path):
+        for name in ("whu_opt_sar", "ombria"):
+            layout = builder_class(name).layout(tmp_path)
+            assert layout.scenes == ()
+            assert {p.severity for p in layout.problems} == {"fatal"}
+            assert not set(layout.splits)
+
+
+def complete(config):
+    """The layout of all published scenes and their sizes; eleven are 5555 pixels wide."""
+    from sarjax_datasets.whu_opt_sar.whu_opt_sar_dataset_builder import CUTS, _official, split_of_scenes
+
+    names = sorted(name.removesuffix(".tif") for name in _official())
+    scenes = tuple(Scene(name, {}, None) for name in names)
+    cut = CUTS[config]
+    splits = {} if cut.random else split_of_scenes(names, cut.validation)[0]
+    spec = builder_class("whu_opt_sar").spec_of(config)
+    layout = Layout(spec, {}, scenes, splits, tile=cut.tile, cover=cut.cover, random=cut.random)
+    return layout, [(3704, 5555 if i % 9 == 0 and i < 99 else 5556) for i in range(100)]
