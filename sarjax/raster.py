@@ -47,6 +47,34 @@ class Georeference(NamedTuple):
 NOWHERE = Georeference()
 
 
+def same_place(a: Georeference, b: Georeference, height: int, width: int) -> bool:
+    """Whether two rasters of height x width lie on one grid: the same CRS, corners apart by a tenth of a pixel at most.
+
+    What only one of them says does not count; ground control points are not compared.
+    """
+    if a.crs is not None and b.crs is not None and a.crs != b.crs:
+        return False
+    if a.transform is None or b.transform is None:
+        return True
+    first, second = (np.array(g.transform, np.float64).reshape(-1, 3)[:2] for g in (a, b))
+    corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], np.float64)
+    apart = np.abs(corners @ (first - second).T).max(0)
+    return bool((apart <= 0.1 * np.abs(first[:, :2]).max(1)).all())
+
+
+def pixel_area(georeference: Georeference) -> float | None:
+    """Square metres that a pixel covers; None where the CRS is not projected in metres, or there is no transform.
+
+    None for Web Mercator too: its metres are those of the equator (at 60 degrees an area would be four times too large).
+    """
+    crs, transform = georeference.crs, georeference.transform
+    if crs is None or transform is None or not crs.is_projected or crs.linear_units_factor[1] != 1:
+        return None
+    if crs.to_epsg() == 3857:
+        return None
+    return float(abs(transform.a * transform.e - transform.b * transform.d))
+
+
 class Info(NamedTuple):
     """What a raster's header says. no_data: the value that the file declares as no-data, or None."""
 
@@ -82,6 +110,10 @@ class Reader:
         """(h, w, c) bool: where the file itself (no-data value, mask or alpha band) says that there are data."""
         return np.moveaxis(self._decode("read_masks", window), 0, -1) > 0
 
+    def tags(self) -> dict[str, str]:
+        """Metadata of the file, as `create` writes them."""
+        return dict(self._file.tags())
+
     def thumbnail(self, side: int) -> np.ndarray:
         """The whole raster (h, w, c), thinned out (not averaged) to at most `side` pixels a side."""
         scale = max(1.0, max(self.info.height, self.info.width) / side)
@@ -116,8 +148,8 @@ def open_raster(path: str | os.PathLike) -> Iterator[Reader]:
     import rasterio
 
     with contextlib.ExitStack() as stack:
-        with _reading(path):
-            stack.enter_context(_quiet())
+        # Quiet while it is opened only: filters of warnings belong to the process, and a scene stays open for long.
+        with _reading(path), _quiet():
             # Bounded: by default GDAL keeps decoded blocks in 5 % of the machine's memory.
             stack.enter_context(rasterio.Env(GDAL_CACHEMAX=128))
             file = stack.enter_context(rasterio.open(path))
@@ -197,8 +229,7 @@ def create(
         profile["crs"] = georeference.crs
     try:
         with contextlib.ExitStack() as stack:
-            with _writing(path):
-                stack.enter_context(_quiet())
+            with _writing(path), _quiet():
                 stack.enter_context(rasterio.Env(GDAL_CACHEMAX=128))
                 file = rasterio.open(temporary, "w", **profile)
             try:

@@ -1,0 +1,225 @@
+"""What a scene is: the raster files that are read together, as said on a command line, and as one image by window."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sarjax.data.imagery import check_image, read_image
+from sarjax.data.statistics import Moments
+from sarjax.errors import UserError
+from sarjax.raster import NOWHERE, READABLE, Georeference, Reader, Window, open_raster, same_place
+from sarjax.spec import DatasetSpec
+
+STRIDE = 1024  # side of the blocks in which statistics are taken
+
+
+class Reads(NamedTuple):
+    """What a network reads of a data set: sensors in order, and which of the data set's dates, ascending."""
+
+    spec: DatasetSpec
+    modalities: tuple[str, ...]
+    dates: tuple[int, ...]
+
+    @property
+    def usage(self) -> str:
+        """How a scene for it is written."""
+        if len(self.modalities) * len(self.dates) == 1:
+            return "a raster file, or a folder of them"
+        plus = "+".join(["FILE"] * len(self.dates))
+        named = ",".join(f"{name}={plus}" for name in self.modalities)
+        folders = [_subfolder(name, k) for name in self.modalities for k in range(len(self.dates))]
+        return f"{named}, or a folder with subfolders {', '.join(folders)}"
+
+
+class Scene(NamedTuple):
+    """A name, and per sensor a file per date of the data set; None for a date that the network does not read."""
+
+    name: str
+    files: Mapping[str, tuple[Path | None, ...]]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        return tuple(path for paths in self.files.values() for path in paths if path is not None)
+
+
+def parse_scenes(texts: Sequence[str], reads: Reads) -> list[Scene]:
+    """The scenes that `texts` name; opens nothing.
+
+    A text is a raster file where one sensor at one date is read; `sar=A.tif,optical=B.tif` for several sensors, with
+    the dates joined by "+"; or a folder: of rasters, or of subfolders named by sensor ("sar", and "sar_2" for its
+    second date) that hold files of the same names. Dates are those of the data set, in order; where a network reads
+    only some of them, those alone will do. Raises UserError for anything else, and for two scenes of one name.
+    """
+    scenes = [scene for text in texts for scene in _parse(str(text), reads)]
+    seen: dict[str, Scene] = {}
+    for scene in scenes:
+        if scene.name in seen:
+            raise UserError(
+                f"{seen[scene.name].paths[0]} and {scene.paths[0]} would both become {scene.name}.tif: scenes of "
+                "different names, or two calls with two --out, are accepted."
+            )
+        seen[scene.name] = scene
+    return scenes
+
+
+def _parse(text: str, reads: Reads) -> list[Scene]:
+    if Path(text).is_dir():
+        return _folder(Path(text), reads)
+    if Path(text).exists() or "=" not in text:
+        named = {reads.modalities[0]: [text] if Path(text).exists() else text.split("+")}
+    else:
+        named = {}
+        for part in text.split(","):
+            name, equals, files = part.partition("=")
+            if not equals or not files or name in named:
+                raise UserError(f"scene {text!r} cannot be understood: {reads.usage} is accepted.")
+            named[name] = files.split("+")
+    for name in named:
+        if name not in reads.modalities:
+            raise UserError(
+                f"scene {text!r} gives {name!r}, but this network reads {' and '.join(reads.modalities)}: "
+                f"{reads.usage} is accepted."
+            )
+    missing = [name for name in reads.modalities if name not in named]
+    if missing:
+        raise UserError(f"scene {text!r} lacks {' and '.join(missing)}: {reads.usage} is accepted.")
+    files = {name: _dated(text, [Path(f) for f in named[name]], reads) for name in reads.modalities}
+    scene = Scene("", files)
+    return [scene._replace(name=scene.paths[0].stem)]
+
+
+def _dated(text: str, paths: Sequence[Path], reads: Reads) -> tuple[Path | None, ...]:
+    """A file per date of the data set, of the files of all dates or of those that are read."""
+    given = range(reads.spec.dates) if len(paths) == reads.spec.dates else reads.dates
+    if len(paths) != len(given):
+        counts = sorted({len(reads.dates), reads.spec.dates})
+        raise UserError(
+            f"scene {text!r} gives {len(paths)} dates of a sensor, but {' or '.join(map(str, counts))} are needed: "
+            f"{reads.usage} is accepted."
+        )
+    by_date = dict(zip(given, paths, strict=True))
+    return tuple(by_date[t] if t in reads.dates else None for t in range(reads.spec.dates))
+
+
+def _subfolder(modality: str, number: int) -> str:
+    return modality if number == 0 else f"{modality}_{number + 1}"
+
+
+def _folder(folder: Path, reads: Reads) -> list[Scene]:
+    first = reads.modalities[0]
+    if not (folder / first).is_dir():
+        if len(reads.modalities) * len(reads.dates) > 1:
+            raise UserError(f"{folder} has no subfolder {first}: {reads.usage} is accepted.")
+        return [Scene(stem, {first: _dated(str(folder), [path], reads)}) for stem, path in _rasters(folder).items()]
+    found: dict[str, list[dict[str, Path]]] = {}
+    for name in reads.modalities:
+        folders = [folder / _subfolder(name, k) for k in range(reads.spec.dates)]
+        found[name] = [_rasters(path) for path in folders if path.is_dir()]
+        if not found[name]:
+            raise UserError(f"{folder} has no subfolder {name}: {reads.usage} is accepted.")
+    stems = list(found[first][0])
+    for name, dates in found.items():
+        for number, files in enumerate(dates):
+            odd = sorted(set(files) ^ set(stems))
+            if odd:
+                raise UserError(
+                    f"{folder} holds {odd[0]!r} in only one of the subfolders {first} and {_subfolder(name, number)}: "
+                    "files of the same names are needed."
+                )
+    return [
+        Scene(stem, {name: _dated(str(folder), [d[stem] for d in dates], reads) for name, dates in found.items()})
+        for stem in stems
+    ]
+
+
+def _rasters(folder: Path) -> dict[str, Path]:
+    """{name without its ending: path} of the rasters in a folder, sorted."""
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in READABLE and not p.name.startswith("."))
+    by_stem: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in by_stem:
+            raise UserError(f"{by_stem[path.stem]} and {path} differ by their ending only: one of them is accepted.")
+        by_stem[path.stem] = path
+    if not by_stem:
+        raise UserError(f"{folder} holds no raster ({', '.join(READABLE)}).")
+    return by_stem
+
+
+class SceneReader:
+    """An open scene: its size, where it lies, and windows of it as a network reads them. For one thread."""
+
+    def __init__(self, reads: Reads, readers: Mapping[str, Sequence[Reader | None]]):
+        self.reads, self._readers = reads, readers
+        opened = [r for dates in readers.values() for r in dates if r is not None]
+        self.height, self.width = opened[0].info.height, opened[0].info.width
+        for reader in opened:
+            if (reader.info.height, reader.info.width) != (self.height, self.width):
+                raise UserError(
+                    f"{reader.path} is {reader.info.width} x {reader.info.height} pixels, but {opened[0].path} is "
+                    f"{self.width} x {self.height}: rasters of a scene must be of one size."
+                )
+        placed = [r for r in opened if r.info.georeference != NOWHERE]
+        self.georeference: Georeference = placed[0].info.georeference if placed else NOWHERE
+        for reader in placed[1:]:
+            if not same_place(self.georeference, reader.info.georeference, self.height, self.width):
+                raise UserError(
+                    f"{reader.path} does not lie where {placed[0].path} does (CRS or transform differ): rasters of a "
+                    "scene must be on one grid."
+                )
+
+    def read(self, window: Window) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """({sensor: (t, h, w, c), sensor_valid: (t, h, w) uint8}, (h, w) bool: seen by any sensor at any date).
+
+        The window may reach beyond the scene, below and to the right: there is no-data there, as for dates that are
+        not read.
+        """
+        row, column, height, width = window
+        inside = Window(row, column, min(height, self.height - row), min(width, self.width - column))
+        batch: dict[str, np.ndarray] = {}
+        for name, dates in self._readers.items():
+            modality = self.reads.spec.modality(name)
+            image = np.zeros((len(dates), height, width, len(modality.bands)), modality.dtype)
+            valid = np.zeros((len(dates), height, width), np.uint8)
+            for t, reader in enumerate(dates):
+                if reader is not None:
+                    part = t, slice(inside.height), slice(inside.width)
+                    image[part], valid[part] = read_image(reader, modality, inside)
+            batch |= {name: image, f"{name}_valid": valid}
+        return batch, np.any([batch[f"{name}_valid"].any(0) for name in self._readers], axis=0)
+
+
+@contextlib.contextmanager
+def open_scene(scene: Scene, reads: Reads) -> Iterator[SceneReader]:
+    """The scene's rasters, opened and compared; UserError where one is not what the network reads, or they differ."""
+    with contextlib.ExitStack() as stack:
+        readers: dict[str, list[Reader | None]] = {}
+        for name, paths in scene.files.items():
+            readers[name] = [None if path is None else stack.enter_context(open_raster(path)) for path in paths]
+            for path, reader in zip(paths, readers[name], strict=True):
+                if reader is not None:
+                    check_image(path, reader.info, reads.spec.modality(name))
+        yield SceneReader(reads, readers)
+
+
+def scene_statistics(scene: SceneReader, progress: Callable[[int, int], None] | None = None) -> dict[str, np.ndarray]:
+    """{sensor_mean, sensor_std: (t, c) float32} over all valid pixels of the scene, in one pass over it by blocks."""
+    spec, moments = scene.reads.spec, {}
+    for name in scene.reads.modalities:
+        moments[name] = [Moments(len(spec.modality(name).bands)) for _ in range(spec.dates)]
+    corners = [(y, x) for y in range(0, scene.height, STRIDE) for x in range(0, scene.width, STRIDE)]
+    for done, (y, x) in enumerate(corners):
+        batch, _ = scene.read(Window(y, x, min(STRIDE, scene.height - y), min(STRIDE, scene.width - x)))
+        for name, dates in moments.items():
+            for t, m in enumerate(dates):
+                m.add(batch[name][t][batch[f"{name}_valid"][t] > 0])
+        if progress:
+            progress(done + 1, len(corners))
+    out = {}
+    for name, dates in moments.items():
+        found = [m.result() for m in dates]
+        out[f"{name}_mean"] = np.array([s.mean for s in found], np.float32)
+        out[f"{name}_std"] = np.array([s.std for s in found], np.float32)
+    return out

@@ -1,0 +1,246 @@
+"""From the rasters of a scene to its map: windows in, GeoTIFF out, in memory that does not grow with the scene.
+
+One thread reads ahead, the device works on a batch of windows, and another thread writes what is finished.
+"""
+
+import contextlib
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sarjax import raster
+from sarjax.errors import UserError
+from sarjax.models.context import FieldOfView
+from sarjax.raster import Window
+from sarjax.scenes.blending import Blender, Finished
+from sarjax.scenes.inputs import Reads, Scene, SceneReader, open_scene, scene_statistics
+from sarjax.scenes.windows import Axis, Windows, cut
+from sarjax.spec import IGNORE_LABEL
+
+BEHIND = 4  # regions that may wait to be written
+
+Apply = Callable[[Mapping[str, np.ndarray]], Any]
+Progress = Callable[[str, int, int], None]
+
+
+class Engine(NamedTuple):
+    """What makes maps, whatever the scene.
+
+    apply: (batch of `rows` windows) -> probabilities (rows, h, w, k); may return before they are there, as jax does.
+    context: of what `apply` runs. by_scene: batches carry each scene's own statistics ("tile" normalisation).
+    """
+
+    apply: Apply
+    reads: Reads
+    context: FieldOfView
+    windows: Windows
+    rows: int
+    by_scene: bool = False
+
+
+class Mapped(NamedTuple):
+    """What a map holds: pixels of each class, and pixels without data."""
+
+    classes: tuple[int, ...]
+    no_data: int
+
+
+def map_scene(
+    engine: Engine,
+    scene: Scene,
+    labels: Path,
+    probabilities: Path | None = None,
+    *,
+    tags: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Mapped:
+    """Writes the map of `scene` to `labels`, and the probability of each class to `probabilities`.
+
+    labels: one uint8 band in the data set's palette, 255 = no-data: nothing was seen there by any sensor. The other:
+    a float32 band per class, NaN = no-data. Both lie where the scene does and appear when they are whole; what of a
+    row of windows waits for the next one lies in a folder beside them in the meantime.
+
+    Raises:
+      UserError: a raster that does not fit or cannot be read, or a file that cannot be written.
+    """
+    tell = progress or (lambda stage, done, total: None)
+    spec, alignment = engine.reads.spec, engine.context.alignment
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(_beside(labels)))
+        reader, writer = stack.enter_context(_Thread("reader")), stack.enter_context(_Thread("writer"))
+        source: SceneReader = reader.open(open_scene(scene, engine.reads))
+        shared: dict[str, np.ndarray] = {}
+        if engine.by_scene:
+            shared = reader.submit(scene_statistics, source, partial(tell, f"{scene.name} statistics")).result()
+        rows, columns = (cut(n, engine.windows, alignment) for n in (source.height, source.width))
+        blender = Blender(rows, columns, engine.windows.overlap, engine.context.radius, spec.num_classes, folder)
+        files = _Files(*_create(writer, source, labels, probabilities, spec, dict(tags or {})))
+
+        found, writing = np.zeros(256, np.int64), deque[Future]()
+        samples = _read(reader, source, rows, columns, 2 * engine.rows)
+        total = len(rows.origins) * len(columns.origins)
+        for done, answer in enumerate(_predict(engine, samples, shared)):
+            with _spilling(folder):
+                finished = blender.add(answer.row, answer.column, answer.values)
+            writing.append(writer.submit(files.write, finished, answer.valid))
+            if len(writing) > BEHIND:
+                found += writing.popleft().result()
+            tell(scene.name, done + 1, total)
+        found += sum(future.result() for future in writing)
+    return Mapped(tuple(int(n) for n in found[: spec.num_classes]), int(found[IGNORE_LABEL]))
+
+
+class _Sample(NamedTuple):
+    row: int
+    column: int
+    batch: dict[str, np.ndarray] | None  # None where nothing was seen
+    valid: np.ndarray | None
+
+
+class _Answer(NamedTuple):
+    row: int
+    column: int
+    valid: np.ndarray | None
+    values: np.ndarray | None
+
+
+def _read(thread: "_Thread", source: SceneReader, rows: Axis, columns: Axis, ahead: int) -> Iterator[_Sample]:
+    """The scene's windows, row by row, at most `ahead` of them waiting."""
+
+    def one(i: int, j: int) -> _Sample:
+        batch, valid = source.read(Window(rows.origins[i], columns.origins[j], rows.length, columns.length))
+        return _Sample(i, j, batch, valid) if valid.any() else _Sample(i, j, None, None)
+
+    pending = deque[Future]()
+    for i in range(len(rows.origins)):
+        for j in range(len(columns.origins)):
+            pending.append(thread.submit(one, i, j))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _predict(engine: Engine, samples: Iterable[_Sample], shared: Mapping[str, np.ndarray]) -> Iterator[_Answer]:
+    """Probabilities of windows, in order. Those that saw nothing are left out of the batches: they have none.
+
+    The next batch is given to the device before the last one's results are waited for.
+    """
+    flying = deque[tuple[list[_Sample], Any]]()
+    group: list[_Sample] = []
+
+    def depart() -> None:
+        full = [s.batch for s in group if s.batch is not None]
+        result = None
+        if full:
+            full += [full[-1]] * (engine.rows - len(full))
+            batch = {name: np.stack([b[name] for b in full]) for name in full[0]}
+            batch |= {name: np.repeat(x[None], engine.rows, 0) for name, x in shared.items()}
+            result = engine.apply(batch)
+        flying.append(([s._replace(batch=None) for s in group], result))
+        group.clear()
+
+    def land() -> Iterator[_Answer]:
+        landed, result = flying.popleft()
+        values, row = None if result is None else np.asarray(result), 0
+        for s in landed:
+            seen = s.valid is not None
+            yield _Answer(s.row, s.column, s.valid, values[row] if seen else None)
+            row += seen
+
+    waiting = 0
+    for sample in samples:
+        group.append(sample)
+        waiting += sample.batch is not None
+        if waiting == engine.rows:
+            depart()
+            waiting = 0
+            if len(flying) > 1:
+                yield from land()
+    depart()
+    while flying:
+        yield from land()
+
+
+class _Files:
+    """The open map and, or None, the open probabilities."""
+
+    def __init__(self, labels: raster.Writer, probabilities: raster.Writer | None):
+        self._labels, self._probabilities = labels, probabilities
+
+    def write(self, finished: Finished, valid: np.ndarray | None) -> np.ndarray:
+        """Writes a part of the scene; how often each value of the map occurs in it, (256,).
+
+        valid: of the window that finished it, whose first pixel is the part's.
+        """
+        part, values = finished
+        seen = np.zeros((part.height, part.width), bool) if valid is None else valid[: part.height, : part.width]
+        found = np.where(seen, values.argmax(-1), IGNORE_LABEL).astype(np.uint8)
+        self._labels.write(part, found)
+        if self._probabilities is not None:
+            self._probabilities.write(part, np.where(seen[..., None], values, np.float32(np.nan)))
+        return np.bincount(found.ravel(), minlength=256)
+
+
+def _create(thread: "_Thread", source: SceneReader, labels: Path, probabilities: Path | None, spec: Any, tags: dict):
+    size, place = (source.height, source.width), source.georeference
+    yield thread.open(
+        raster.create(
+            labels, *size, 1, "uint8", georeference=place, no_data=IGNORE_LABEL, palette=spec.palette, tags=tags,
+            descriptions=("class",),
+        )
+    )  # fmt: skip
+    k, names = spec.num_classes, spec.class_names
+    yield probabilities and thread.open(
+        raster.create(
+            probabilities, *size, k, "float32", georeference=place, no_data=np.nan, descriptions=names, tags=tags
+        )
+    )
+
+
+class _Thread:
+    """One thread, and what is opened in it: a raster is not shared between threads, and is closed where it began."""
+
+    def __init__(self, name: str):
+        self._pool, self._stack = ThreadPoolExecutor(1, name), contextlib.ExitStack()
+
+    def submit(self, work: Callable, *args: Any) -> Future:
+        return self._pool.submit(work, *args)
+
+    def open(self, manager: contextlib.AbstractContextManager) -> Any:
+        return self.submit(self._stack.enter_context, manager).result()
+
+    def __enter__(self) -> "_Thread":
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        # Rasters that are being written must see what went wrong, so that none of them appears half-written.
+        try:
+            self.submit(self._stack.__exit__, *raised).result()
+        finally:
+            self._pool.shutdown()
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[str]:
+    """A folder beside `path` that is gone afterwards."""
+    try:
+        folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".windows-")
+    except OSError as e:
+        raise UserError(f"cannot write to {path.parent}: {e.strerror}; a writable folder is needed.") from e
+    with folder as name:
+        yield name
+
+
+@contextlib.contextmanager
+def _spilling(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"cannot write to {folder.parent}: {e.strerror}; room for a row of windows is needed.") from e
