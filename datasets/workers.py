@@ -54,8 +54,9 @@ def encode(layout: Layout, rows: Iterable[Row], jobs: int, folder: Path) -> Iter
             while waiting:
                 path = waiting.popleft().result()
                 submit()
-                yield _unpack(path)
+                records = _unpack(path)
                 path.unlink()
+                yield records
         except concurrent.futures.process.BrokenProcessPool as e:
             raise UserError(
                 "a worker process ended before its work was done, killed perhaps for want of memory: fewer --jobs, or "
