@@ -33,9 +33,10 @@ def records(tmp_path_factory):
     root = tmp_path_factory.mktemp("füße und spaces")
     fake_data.write_ombria(root / "ombria source")
     fake_data.write_whu(root / "whu source")
-    for name in ("ombria", "whu_opt_sar"):
+    asked = {find().experiment.data for find in recipes.RECIPES.values()}
+    for name, config in sorted((data.name, data.config) for data in asked):
         source = root / ("ombria source" if name == "ombria" else "whu source")
-        cli.main(["data", "build", name, "--source", str(source), "--out", str(root / "records")])
+        run("data", "build", name, "--config", config, "--source", source, "--out", root / "records")
     return root / "records"
 
 

@@ -10,6 +10,7 @@ from tyro.conf import FlagCreatePairsOff
 from sarjax.cli import common
 from sarjax.cli.common import Verb, command, dispatch, note, print_json
 from sarjax.cli.data import data_verb
+from sarjax.cli.maps import export, predict
 from sarjax.cli.training import evaluate, recipes_verb, show, train_verb
 from sarjax.errors import UserError
 
@@ -39,7 +40,7 @@ def models(size: int = 256, classes: int = 7, channels: int = 3, json: FlagCreat
 
 
 def demo(out: Path = Path("sarjax-demo"), seed: int = 0) -> None:
-    """Synthesize scenes, train a small network on SAR, evaluate, draw: minutes on two cores
+    """Synthesize scenes, train a small network on SAR, evaluate, map a scene: minutes on two cores
 
     Args:
         out: the folder for everything that is made; the same command goes on where it stopped.
@@ -58,6 +59,8 @@ VERBS: dict[str, Verb] = {
     "train": train_verb,
     "eval": command("eval", evaluate),
     "show": command("show", show),
+    "predict": command("predict", predict),
+    "export": command("export", export),
     "models": command("models", models),
 }
 

@@ -1,8 +1,9 @@
 """Verbs of data sets: build, check, stats, show, synthesize."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
@@ -15,6 +16,9 @@ def build(
     source: Path,
     out: Path | None = None,
     config: str = "",
+    jobs: int = 1,
+    exclude: Path | None = None,
+    description: Path | None = None,
     overwrite: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Build a data set's records from its files
@@ -24,13 +28,64 @@ def build(
         source: the folder that its files were unpacked to.
         out: where records go (default: $SARJAX_DATA_DIR, else ~/sarjax_data).
         config: a configuration of the builder ("" = its default).
+        jobs: processes that read and compress; the records are the same for any number.
+        exclude: a text file of scenes to leave out, one name a line.
+        description: what a user's own folders hold (paired_folder; default: SOURCE/dataset.toml).
         overwrite: build again what is there.
     """
     from sarjax.data.build import build as run
     from sarjax.data.build import console_progress
 
+    options = _options(exclude, description)
     with console_progress(f"build {name}") as progress:
-        print(run(name, source, out, config, overwrite=overwrite, progress=progress, say=note))
+        path = run(
+            name, source, out, config, jobs=jobs, options=options, overwrite=overwrite, progress=progress, say=note
+        )
+    print(path)
+
+
+def check(
+    name: Positional[str],
+    source: Path,
+    config: str = "",
+    exclude: Path | None = None,
+    description: Path | None = None,
+    json: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Check a data set's files before anything is built: every problem at once; exit code 1 where one is fatal
+
+    Args:
+        name: which data set.
+        source: the folder that its files were unpacked to.
+        config: a configuration of the builder ("" = its default).
+        exclude: a text file of scenes to leave out, one name a line.
+        description: what a user's own folders hold (paired_folder; default: SOURCE/dataset.toml).
+        json: print JSON instead of text.
+    """
+    from sarjax.data import doctor
+    from sarjax.data.build import console_progress
+
+    with console_progress(f"check {name}") as progress:
+        report = doctor.run(name, source, config, _options(exclude, description), progress)
+    if json:
+        print_json(doctor.to_dict(report))
+    else:
+        print(doctor.render(report))
+    if report.fatal:
+        sys.exit(1)
+
+
+def _options(exclude: Path | None, description: Path | None) -> Any:
+    from sarjax.data.layout import Options
+
+    names: list[str] = []
+    if exclude is not None:
+        try:
+            lines = exclude.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as e:
+            raise UserError(f"cannot read --exclude {exclude}: {e}; a text file of scene names is accepted.") from e
+        names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    return Options(exclude=tuple(names), description=description)
 
 
 def stats(directory: Positional[Path]) -> None:
@@ -103,6 +158,7 @@ def synthesize(out: Path, scenes: int = 6, size: str = "1024x1024", seed: int = 
 
 
 DATA: dict[str, Verb] = {
+    "check": command("data check", check),
     "build": command("data build", build),
     "stats": command("data stats", stats),
     "show": command("data show", show_data),
@@ -111,5 +167,5 @@ DATA: dict[str, Verb] = {
 
 
 def data_verb(args: Sequence[str]) -> None:
-    """Build, inspect and synthesize data sets"""
+    """Check, build, inspect and synthesize data sets"""
     dispatch("sarjax data", DATA, args)

@@ -1,6 +1,8 @@
 """Cheng et al., "A semantic segmentation method for SAR image with assistance of self-supervised scene
 classification": the rows of its tables on WHU-OPT-SAR."""
 
+import dataclasses
+
 from sarjax.config import Augment, Config, Data, Experiment, Inputs, Optimizer
 from sarjax.options import FCN, LANet, Supervised
 
@@ -28,24 +30,57 @@ def cheng_lanet() -> Config:
     )
 
 
+def cheng_lanet_official() -> Config:
+    """`cheng_lanet` on the official split, 80 scenes to train on and 20 to test: for comparison with those who use it.
+
+    There is no val split, so nothing is chosen by one: the last checkpoint is evaluated.
+
+        sarjax data build whu_opt_sar --config scene_official --source WHU-OPT-SAR
+        sarjax train cheng_lanet_official --workdir runs/cheng_lanet_official
+        sarjax eval runs/cheng_lanet_official --split test
+    """
+    return _on("scene_official", keep_best=False)
+
+
+def cheng_lanet_random_tile() -> Config:
+    """`cheng_lanet` on tiles split at random, 60/20/20: for comparison with papers that do so, and nothing else.
+
+    Neighbouring tiles of a scene fall into different splits, so its figures are too good.
+
+        sarjax data build whu_opt_sar --config random_tile --source WHU-OPT-SAR
+        sarjax train cheng_lanet_random_tile --workdir runs/cheng_lanet_random_tile
+    """
+    return _on("random_tile")
+
+
+def whu_lanet_optical() -> Config:
+    """`cheng_lanet` from the four optical bands, as a ceiling for what SAR alone may reach; no row of the paper.
+
+    sarjax train whu_lanet_optical --workdir runs/whu_lanet_optical
+    """
+    config = cheng_lanet()
+    return dataclasses.replace(
+        config, experiment=dataclasses.replace(config.experiment, inputs=Inputs(modalities=("optical",)))
+    )
+
+
+def _on(configuration: str, keep_best: bool = True) -> Config:
+    """`cheng_lanet` on another configuration of the builder."""
+    config = cheng_lanet()
+    return dataclasses.replace(
+        config,
+        experiment=dataclasses.replace(config.experiment, data=Data("whu_opt_sar", configuration)),
+        execution=dataclasses.replace(config.execution, keep_best=keep_best),
+    )
+
+
 def whu_fcn() -> Config:
     """A plain FCN head on the whole ResNet-18, as a floor; no row of the paper.
 
     sarjax train whu_fcn --workdir runs/whu_fcn
     """
     config = cheng_lanet()
-    experiment = config.experiment
-    return Config(
-        experiment=Experiment(
-            data=experiment.data,
-            inputs=experiment.inputs,
-            network=FCN(),
-            augment=experiment.augment,
-            optimizer=experiment.optimizer,
-            batch_size=experiment.batch_size,
-            epochs=experiment.epochs,
-        )
-    )
+    return dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, network=FCN()))
 
 
-RECIPES = (cheng_lanet, whu_fcn)
+RECIPES = (cheng_lanet, cheng_lanet_official, cheng_lanet_random_tile, whu_lanet_optical, whu_fcn)

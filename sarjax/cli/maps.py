@@ -1,0 +1,107 @@
+"""Verbs that put a trained run to use: predict, export."""
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional
+
+from sarjax.cli import common
+from sarjax.cli.common import note, print_json
+from sarjax.errors import UserError
+
+
+def predict(
+    run: Positional[Path],
+    scenes: Positional[tuple[str, ...]],
+    out: Path,
+    checkpoint: Literal["best", "last"] = "best",
+    ema: FlagCreatePairsOff[bool] = False,
+    head: str = "",
+    window: int = 0,
+    overlap: int = -1,
+    batch: int = 0,
+    tta: FlagCreatePairsOff[bool] = False,
+    probabilities: FlagCreatePairsOff[bool] = False,
+    overwrite: FlagCreatePairsOff[bool] = False,
+    json: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Make maps of whole scenes: GeoTIFF, quick-look and areas of each; the same command goes on where it stopped
+
+    Args:
+        run: the run's directory.
+        scenes: raster files; `sar=A.tif,optical=B.tif` for a run that reads both, `sar=BEFORE.tif+AFTER.tif` for two
+            dates; or folders of such files (with a subfolder per sensor where a run reads several).
+        out: the folder for the maps.
+        checkpoint: the best on val, or the last.
+        ema: use the running mean of the parameters.
+        head: which of the method's heads ("" = its default).
+        window: side of the windows in pixels (0 = by the network).
+        overlap: pixels by which a window reaches beyond its part, on each side (-1 = by the network: far enough that
+            windows give what the whole image would, where that is possible).
+        batch: windows per device at a time (0 = by the size of the window).
+        tta: mean over the eight symmetries of the square; takes eight times as long.
+        probabilities: also write the probability of every class.
+        overwrite: make maps again, and replace files that no map was made into before.
+        json: print JSON instead of lines.
+    """
+    from sarjax.train.run import read_manifest
+
+    if not scenes:
+        raise UserError("sarjax predict needs a scene after the run: a raster file, or a folder of them.")
+    common.devices(read_manifest(run).get("host_devices", 0))
+    from sarjax.data.build import console_progress
+    from sarjax.reports.maps import predict_run
+
+    with console_progress("predict") as progress:
+        maps = predict_run(
+            run,
+            scenes,
+            out,
+            head=head,
+            checkpoint=checkpoint,
+            ema=ema,
+            window=window,
+            overlap=None if overlap < 0 else overlap,
+            tta=tta,
+            probabilities=probabilities,
+            batch=batch,
+            overwrite=overwrite,
+            say=note,
+            progress=progress,
+        )
+    if json:
+        print_json(maps)
+
+
+def export(
+    run: Positional[Path],
+    file: Positional[Path],
+    checkpoint: Literal["best", "last"] = "best",
+    ema: FlagCreatePairsOff[bool] = False,
+    head: str = "",
+    size: str = "",
+    batch: int = 0,
+) -> None:
+    """Export a run as one file that jax runs without sarjax, on cpu, cuda and tpu
+
+    Args:
+        run: the run's directory.
+        file: the artifact to write; FILE.json beside it says what goes in and out, and how to call it.
+        checkpoint: the best on val, or the last.
+        ema: use the running mean of the parameters.
+        head: which of the method's heads ("" = its default).
+        size: HxW in pixels; "" = any multiple of the network's alignment.
+        batch: images per call (0 = any number).
+    """
+    fixed = None
+    if size:
+        try:
+            height, width = (int(n) for n in size.lower().split("x"))
+        except ValueError as e:
+            raise UserError(f"--size is {size!r}; HxW in pixels, such as 512x512, is accepted.") from e
+        fixed = height, width
+    common.devices(1)
+    from sarjax.export import export_run
+
+    path = export_run(run, file, head=head, checkpoint=checkpoint, ema=ema, size=fixed, batch=batch or None, say=note)
+    print(path)
