@@ -65,7 +65,7 @@ def same_place(a: Georeference, b: Georeference, height: int, width: int) -> boo
 def pixel_area(georeference: Georeference) -> float | None:
     """Square metres that a pixel covers; None where the CRS is not projected in metres, or there is no transform.
 
-    None for Web Mercator too: its metres are those of the equator (at 60 degrees an area would be four times too large).
+    None for Web Mercator too: its metres are those of the equator (areas at 60 degrees are four times too large).
     """
     crs, transform = georeference.crs, georeference.transform
     if crs is None or transform is None or not crs.is_projected or crs.linear_units_factor[1] != 1:

@@ -97,7 +97,7 @@ def _dated(text: str, paths: Sequence[Path], reads: Reads) -> tuple[Path | None,
     if len(paths) != len(given):
         counts = sorted({len(reads.dates), reads.spec.dates})
         raise UserError(
-            f"scene {text!r} gives {len(paths)} dates of a sensor, but {' or '.join(map(str, counts))} are needed: "
+            f"the number of dates in scene {text!r} is {len(paths)}, but should be {' or '.join(map(str, counts))}: "
             f"{reads.usage} is accepted."
         )
     by_date = dict(zip(given, paths, strict=True))
