@@ -62,8 +62,14 @@ class Toy:
             for n in self.names
         )
         splits = dict(zip(self.names, ("train", "train", "val", "test"), strict=False))
-        given = {"labels": LABELS, "splits": splits, "tile": TILE, "water": WaterCheck("optical", 0, 1, WATER)}
-        return Layout(SPEC, scenes=scenes, **given | changes)
+        given = {
+            "scenes": scenes,
+            "labels": LABELS,
+            "splits": splits,
+            "tile": TILE,
+            "water": WaterCheck("optical", 0, 1, WATER),
+        }
+        return Layout(SPEC, **given | changes)
 
 
 def found(report, kind=None):

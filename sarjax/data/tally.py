@@ -142,7 +142,7 @@ def _count(
             if path in images:
                 index = ndwi(images[path][fresh], layout.water)
                 for i, group in enumerate(groups):
-                    chosen = index[group & valid[path][fresh] & ~np.isnan(index)]
+                    chosen = index[group & ~np.isnan(index)]  # pixels without data are 0
                     counts.water[date, i] += chosen.sum(dtype=np.float64), chosen.size
 
 

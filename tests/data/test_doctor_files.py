@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
-from toy_scenes import Toy, found, histogram, only
+from toy_scenes import TILE, Toy, found, histogram, only
 
 from sarjax import raster
 from sarjax.data import tally
@@ -50,7 +50,8 @@ class TestFiles:
         # The header of the TIFF that was cut is sound.
         assert report.tiles == {"train": 36 if ending == "tif" else 0, "val": 0, "test": 0}
 
-    def test_a_file_cut_in_its_last_strip_has_a_sound_header(self, tmp_path):
+    def test_a_file_cut_in_its_last_strip_has_a_sound_header(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(tally, "WINDOW_VALUES", 1)
         toy = Toy(tmp_path, size=(200, 400))
         path = toy.path("label", "a")
         path.write_bytes(path.read_bytes()[:-10])
@@ -97,6 +98,18 @@ class TestFiles:
         assert [Path(p.where) for p in report.problems if p.kind == "size"] == where
         assert f"{where[0]} is 130 x 100 pixels, but {toy.path('optical', 'a')} is 100 x 130" in report.problems[0].text
 
+    def test_a_bad_file_hides_no_other_problem(self, toy):
+        toy.path("sar", "a").write_bytes(b"")
+        toy.write("label", "a", toy.arrays["a"]["label"][:-1])
+        toy.write("optical", "a", np.zeros((130, 100, 3), np.uint8))
+        assert found(check(toy.layout())) == [("unreadable", "a.tif"), ("size", "a.tif"), ("bands", "a.tif")]
+
+    def test_a_file_of_two_scenes_is_named_once(self, toy):
+        path = toy.path("sar", "a")
+        path.write_bytes(path.read_bytes()[:-10])
+        scenes = [s._replace(images=s.images | {"sar": (path,)}) for s in toy.layout().scenes]
+        assert found(check(toy.layout(scenes=tuple(scenes)))) == [("unreadable", "a.tif")]
+
     def test_smaller_than_a_tile(self, toy):
         report = check(toy.layout(tile=128))
         assert [p.kind for p in report.problems] == ["size"] * 4
@@ -104,7 +117,9 @@ class TestFiles:
 
     def test_bands_and_dtypes(self, toy):
         toy.write("optical", "a", np.zeros((130, 100, 3), np.uint8))
-        toy.write("sar", "b", np.ones((130, 100), np.uint16))
+        toy.arrays["a"]["sar"][:TILE, :TILE] = 0  # what the optical image saw there is not known
+        toy.write("sar", "a")
+        toy.write("sar", "b", np.zeros((130, 100), np.uint16))  # no gap: these numbers mean nothing
         toy.write("label", "c", np.zeros((130, 100, 3), np.uint8))
         toy.write("label", "d", np.zeros((130, 100), np.float32))
         report = check(toy.layout())
@@ -112,6 +127,8 @@ class TestFiles:
             ("bands", "a.tif"), ("bands", "c.tif"), ("bands", "d.tif"), ("dtype", "b.tif"),
         ]  # fmt: skip
         assert report.fatal
+        assert not report.empty_tiles
+        assert report.no_data == {"sar": pytest.approx(TILE**2 / 39000), "optical": 0}
 
     def test_a_file_of_the_wrong_kind_is_decoded_too(self, toy):
         path = toy.write("optical", "a", np.random.default_rng(0).integers(0, 256, (130, 100, 3), dtype=np.uint8))
