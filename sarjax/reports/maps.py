@@ -362,7 +362,9 @@ def look(path: Path, scene: Scene, reads: Reads, labels: Path, side: int = 1024)
 
     height, width = found.shape
     inches = side / 130 / max(height, width)
-    fig = figure(figsize=(max(1.5, width * inches) * len(pictures) + 0.3, max(1.5, height * inches) + 0.9))
+    # Wide enough for the legend, however narrow the scene is.
+    across = max(max(1.5, width * inches) * len(pictures) + 0.3, 1.2 * min(reads.spec.num_classes, 8))
+    fig = figure(figsize=(across, max(1.5, height * inches) + 0.9))
     for ax, (title, picture) in zip(fig.subplots(1, len(pictures), squeeze=False)[0], pictures.items(), strict=True):
         ax.imshow(picture, interpolation="nearest")
         ax.set_title(title, fontsize=8)

@@ -1,0 +1,135 @@
+"""How fast maps are made, and in how much memory: `python tests/benchmarks/predict.py [HEIGHTxWIDTH ...]`.
+
+Each scene is mapped by a process of its own, so that its peak is its own. One JSON line: per size seconds without
+compilation, megapixels per second, and the peak resident memory in MB, of the whole process and of what mapping adds
+to the loaded and compiled network.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SIZES = ["1024x1024", "2048x2048", "4096x4096", "2048x16384"]
+BANDS, CLASSES = 2, 8
+
+
+def make_scene(path, height, width):
+    """uint8 speckle, written by blocks; a tenth of it has no data."""
+    import numpy as np
+
+    from sarjax import raster
+
+    rng = np.random.default_rng(0)
+    with raster.create(path, height, width, BANDS, "uint8", no_data=0) as f:
+        for y in range(0, height, 256):
+            for x in range(0, width, 256):
+                h, w = min(256, height - y), min(256, width - x)
+                block = rng.integers(1, 256, (h, w, BANDS), np.uint8)
+                f.write((y, x, h, w), block * (rng.random() > 0.1))
+
+
+def engine_of(options):
+    """The engine for a LANet with random weights; compiled."""
+    import jax
+    import numpy as np
+
+    from sarjax.augment.inputs import network_inputs
+    from sarjax.config import Inputs
+    from sarjax.models import build_network
+    from sarjax.options import LANet
+    from sarjax.scenes.inputs import Reads
+    from sarjax.scenes.predict import Engine
+    from sarjax.scenes.windows import choose
+    from sarjax.spec import BandSpec, BandStatistics, ClassSpec, DatasetSpec, ModalitySpec, Statistics
+
+    bands = tuple(BandSpec(name, "amplitude") for name in ("VV", "VH"))
+    classes = tuple(ClassSpec(str(i), (30 * i, 0, 0)) for i in range(CLASSES))
+    spec = DatasetSpec("benchmark", (ModalitySpec("sar", bands),), classes)
+    statistics = Statistics({"sar": BandStatistics((128.0,) * 2, (74.0,) * 2, (0.0,) * 2, (255.0,) * 2, 1)}, (), {}, {})
+    inputs = Inputs(normalisation="tile" if options.by_scene else "dataset")
+    network = build_network(LANet(width=options.width), CLASSES)
+    variables = jax.jit(lambda key: network.init(key, jax.numpy.zeros((1, 64, 64, BANDS)), False))(jax.random.key(0))
+
+    @jax.jit
+    def apply(batch):
+        x = network_inputs(batch, inputs, spec, statistics)
+        return jax.nn.softmax(network.apply(variables, x, train=False).logits, -1)
+
+    windows = choose(network.context, 256, options.window)
+    reads = Reads(spec, ("sar",), (0,))
+    return Engine(apply, reads, network.context, windows, options.batch, options.by_scene), np
+
+
+def one(options):
+    """Maps one scene, and prints what it took."""
+    from sarjax.scenes.inputs import Scene
+    from sarjax.scenes.predict import map_scene
+    from sarjax.scenes.windows import cut
+
+    engine, np = engine_of(options)
+    height, width = options.size
+    h, w = (cut(n, engine.windows, engine.context.alignment).length for n in (height, width))
+    batch = {
+        "sar": np.zeros((engine.rows, 1, h, w, BANDS), np.uint8),
+        "sar_valid": np.zeros((engine.rows, 1, h, w), np.uint8),
+    }
+    if engine.by_scene:
+        batch |= {f"sar_{name}": np.ones((engine.rows, 1, BANDS), np.float32) for name in ("mean", "std")}
+    np.asarray(engine.apply(batch))
+    before, start = peak(), time.perf_counter()
+    out = options.folder
+    map_scene(engine, Scene("scene", {"sar": (out / "scene.tif",)}), out / "map.tif", out / "probabilities.tif")
+    seconds = time.perf_counter() - start
+    print(
+        json.dumps(
+            {
+                "size": f"{height}x{width}",
+                "window": engine.windows.side,
+                "overlap": engine.windows.overlap,
+                "seconds": round(seconds, 2),
+                "megapixels_per_second": round(height * width / 1e6 / seconds, 3),
+                "peak_mb": round(peak()),
+                "added_mb": round(peak() - before),
+            }
+        )
+    )
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sizes", nargs="*", default=SIZES)
+    parser.add_argument("--width", type=float, default=0.25, help="of the network")
+    parser.add_argument("--window", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--by-scene", action="store_true", help="normalise by the scene's own statistics")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.folder:
+        options.size = tuple(int(n) for n in options.sizes[0].split("x"))
+        return one(options)
+    found = []
+    for size in options.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, __file__, *sys.argv[1:], "--folder", folder]
+            command = [c for c in command if c not in options.sizes] + [size]
+            make = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path\n"
+            make += (
+                f"import predict; predict.make_scene(Path({folder!r}) / 'scene.tif', *map(int, {size!r}.split('x')))"
+            )
+            subprocess.run([sys.executable, "-c", make], check=True)
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found.append(json.loads(done.stdout.splitlines()[-1]))
+    print(json.dumps({"benchmark": "predict", "network_width": options.width, "scenes": found}))
+
+
+if __name__ == "__main__":
+    main()
