@@ -7,16 +7,16 @@ import dataclasses
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sarjax.data.build import builder_class
-from sarjax.data.layout import Layout, Problem, Scene, check_scene, tile_origins
+from sarjax.data.build import Progress, builder_class
+from sarjax.data.layout import NO_OPTIONS, Layout, Options, Problem, Scene, check_scene, tile_origins
 from sarjax.data.tally import Tally, tally
-from sarjax.errors import UserError, unknown
+from sarjax.errors import UserError
 from sarjax.spec import IGNORE_LABEL
 
 KINDS: Mapping[str, str] = {
@@ -42,12 +42,10 @@ JUDGED_PIXELS, JUDGED_SHARE = 1000, 0.001
 SHOWN = 10
 SPLITS = ("train", "val", "test")
 
-Progress = Callable[[str, int, int], None]
-
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the doctor found. Splits are those of the layout, or "all" where tiles are drawn at random.
+    """What the doctor found. Splits are those of the layout, "all" where tiles are drawn at random, "none" where there are none.
 
     files: how many were looked at. scenes, tiles: {split: how many}; a scene whose files disagree in size has no tiles.
     classes: {split: pixels per class}, whole label files counted, whatever the tiles cover. ignored: {split: pixels}.
@@ -85,22 +83,20 @@ def run(
     name: str,
     source: str | os.PathLike,
     config: str = "",
-    options: Any = None,
+    options: Options = NO_OPTIONS,
     progress: Progress | None = None,
 ) -> Report:
     """Checks the files of data set `name` in `source`.
 
-    config: "" = the builder's default. options: the builder's, None = its defaults. progress: see `check`.
-    UserError for an unknown name or configuration and for a source that is not the data set at all.
+    config: "" = the builder's default. options: scenes to leave out, the description of a folder of one's own.
+    progress: see `check`. UserError for what keeps the files from being listed: an unknown name, configuration or
+    scene to leave out, a source that is no folder, a description that is missing or wrong.
     """
     cls = builder_class(name)
-    configs = [c.name for c in cls.BUILDER_CONFIGS]
-    if config and config not in configs:
-        raise unknown(f"configuration of {name}", config, configs)
     source = Path(source).expanduser().absolute()
     if not source.is_dir():
         raise UserError(f"{source} is not a folder: --source takes the folder of the downloaded data set.")
-    return check(cls.layout(source, config, *(() if options is None else (options,))), progress)
+    return check(cls.layout(source, config, options), progress)
 
 
 def check(layout: Layout, progress: Progress | None = None) -> Report:
@@ -109,7 +105,9 @@ def check(layout: Layout, progress: Progress | None = None) -> Report:
     The order of scenes makes no difference. progress: called as (stage, scenes done, scenes in all).
     """
     problems, read = list(layout.problems), []
-    scenes = [scene for scene in layout.scenes if layout.random or scene.name in layout.splits]
+    # Where the splits could not be made out, all scenes would be built once they can.
+    every = layout.random or not layout.splits
+    scenes = [scene for scene in layout.scenes if every or scene.name in layout.splits]
     for done, scene in enumerate(scenes):
         if progress:
             progress("check", done, len(scenes))
@@ -118,7 +116,12 @@ def check(layout: Layout, progress: Progress | None = None) -> Report:
         tiles = 0
         if not any(p.kind in ("size", "unreadable") for p in found):
             tiles = int(np.prod([len(tile_origins(n, layout.tile, layout.cover)) for n in size]))
-        one = _Read(scene, "all" if layout.random else layout.splits[scene.name], tiles, tally(scene, layout, opaque))
+        one = _Read(
+            scene,
+            "all" if layout.random else layout.splits.get(scene.name, "none"),
+            tiles,
+            tally(scene, layout, opaque),
+        )
         problems += found + _scene_problems(one, layout)
         read.append(one)
     read.sort(key=lambda one: one.scene.name)
@@ -278,11 +281,11 @@ def _split_problems(layout: Layout, report: Report, read: list[_Read]) -> list[P
     if not (read or stopped):
         problems.append(Problem("fatal", "missing", layout.spec.name, f"No scene of {layout.spec.name} is complete."))
     elif not (layout.random or "train" in report.scenes or stopped):
-        text = f"{layout.spec.name} has no complete scene in train, only in {', '.join(report.scenes)}: add some."
+        text = f"{layout.spec.name} has no complete scene in train: there would be nothing to learn from."
         problems.append(Problem("fatal", "split", "train", text))
     for split, pixels in report.classes.items():
         unread = sum(one.split == split and not one.counts.labels for one in read)
-        if unread == report.scenes[split]:
+        if split == "none" or unread == report.scenes[split]:
             continue  # nothing is known of its labels, and why has been said
         effect = {"train": "it cannot be learned", "all": "it can neither be learned nor measured"}
         but = f" (labels of {unread} scenes could not be read)" if unread else ""

@@ -16,7 +16,7 @@ from toy_scenes import TILE, Toy, found, histogram, only
 
 from sarjax import raster
 from sarjax.data import tally
-from sarjax.data.doctor import check
+from sarjax.data.doctor import check, render
 from sarjax.data.layout import Problem
 from sarjax.errors import UserError
 
@@ -136,10 +136,20 @@ class TestFiles:
         assert found(check(toy.layout())) == [("unreadable", "a.tif"), ("bands", "a.tif")]
 
     def test_no_scene_at_all(self, toy):
-        problem = only(check(toy.layout(splits={})))
+        problem = only(check(toy.layout(scenes=())))
         assert (problem.severity, problem.kind) == ("fatal", "missing")
         said = Problem("fatal", "missing", "x", "Nothing is there.")
-        assert check(toy.layout(splits={}, problems=(said,))).problems == (said,)
+        report = check(toy.layout(scenes=(), problems=(said,)))
+        assert report.problems == (said,)
+        assert render(report)
+
+    def test_scenes_are_read_though_their_splits_are_unknown(self, toy):
+        toy.path("sar", "b").write_bytes(b"")
+        said = Problem("fatal", "split", "x", "The lists contradict each other.")
+        report = check(toy.layout(splits={}, problems=(said,)))
+        assert found(report) == [("unreadable", "b.tif"), ("split", "x")]
+        assert report.scenes == {"none": 4}
+        assert found(check(toy.layout(splits={})), "split") == [("split", "train")]
 
     def test_nothing_to_train_on(self, toy):
         problem = only(check(toy.layout(splits=dict.fromkeys("abcd", "test"))))
