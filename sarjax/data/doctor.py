@@ -45,8 +45,9 @@ SPLITS = ("train", "val", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What the doctor found. Splits are those of the layout, "all" where tiles are drawn at random, "none" where there are none.
+    """What the doctor found.
 
+    Splits are those of the layout, or "all" where tiles are drawn at random, or "none" where it has none.
     files: how many were looked at. scenes, tiles: {split: how many}; a scene whose files disagree in size has no tiles.
     classes: {split: pixels per class}, whole label files counted, whatever the tiles cover. ignored: {split: pixels}.
     unknown: {label file: {value without a meaning: pixels}}. no_data: {modality: share of pixels}, None if none was
@@ -116,12 +117,8 @@ def check(layout: Layout, progress: Progress | None = None) -> Report:
         tiles = 0
         if not any(p.kind in ("size", "unreadable") for p in found):
             tiles = int(np.prod([len(tile_origins(n, layout.tile, layout.cover)) for n in size]))
-        one = _Read(
-            scene,
-            "all" if layout.random else layout.splits.get(scene.name, "none"),
-            tiles,
-            tally(scene, layout, opaque),
-        )
+        split = "all" if layout.random else layout.splits.get(scene.name, "none")
+        one = _Read(scene, split, tiles, tally(scene, layout, opaque))
         problems += found + _scene_problems(one, layout)
         read.append(one)
     read.sort(key=lambda one: one.scene.name)

@@ -155,10 +155,6 @@ class TestPairedFolder:
         assert found(report) == [
             ("unreadable", "s4.tif"), ("dtype", "s6.tif"), ("labels", "s5.png"), ("missing", "s3.*"), ("no-data", "s7"),
         ]  # fmt: skip
-        assert only_missing_is_a_warning(report)
+        assert [p.severity for p in report.problems] == ["fatal"] * 3 + ["warning"] * 2
         assert report.empty_tiles == {"s7": 4}
         assert refused("paired_folder", folder_source, tmp_path / "out")
-
-
-def only_missing_is_a_warning(report) -> bool:
-    return [p.severity for p in report.problems] == ["fatal"] * 3 + ["warning"] * 2
