@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -253,7 +254,7 @@ def test_another_process_runs_it_without_sarjax(run, exported, tmp_path):
 
 def test_the_sidecar_says_it_all(run, exported):
     sidecar = json.loads(exported.with_name("map.jax.json").read_text())
-    assert sidecar["versions"] == {"sarjax": "0.1.0", "jax": jax.__version__, "jaxlib": jax.lib.__version__}
+    assert sidecar["versions"] == {name: importlib.metadata.version(name) for name in ("sarjax", "jax", "jaxlib")}
     assert sidecar["sha256"] == hashlib.sha256(exported.read_bytes()).hexdigest()
     assert sidecar["bytes"] == exported.stat().st_size
     shapes = {x["name"]: (x["shape"], x["dtype"]) for x in sidecar["inputs"] + sidecar["outputs"]}
