@@ -1,4 +1,4 @@
-"""`sarjax demo`: from nothing to a map of synthetic scenes: synthesize, build, train on SAR, evaluate, draw."""
+"""`sarjax demo`: from nothing to a map of synthetic scenes: synthesize, build, train on SAR, evaluate, map."""
 
 import dataclasses
 import time
@@ -39,6 +39,7 @@ def run(
     from sarjax.data.synthesis import synthesize
     from sarjax.evaluate.metrics import metrics
     from sarjax.reports.evaluation import table
+    from sarjax.reports.maps import predict_run
     from sarjax.reports.run import draw_curves, draw_panels, evaluate_run
     from sarjax.reports.sheet import sheet
     from sarjax.train.loop import train
@@ -73,8 +74,14 @@ def run(
     for name, m in (("the most frequent class", floor), ("LANet on SAR", ours)):
         print(f"{name:<24}{m.oa:>16.4f}{m.macro['iou']:>8.4f}{m.kappa:>8.4f}")
 
-    say("5. pictures")
+    say("5. a map of a scene that the network has never seen, from its SAR image alone")
+    held_out = dataset.split("test").name(0).split("/")[0]
+    with console_progress("predict") as progress:
+        predict_run(workdir, [str(source / "sar" / f"{held_out}.tif")], out / "maps", say=say, progress=progress)
+
+    say("6. pictures")
     sheet(dataset, "train", out / "tiles.png", 6)
     draw_panels(workdir, out / "panels.png", split="test", tiles=5, data_dir=str(records))
     curves = draw_curves(workdir)
-    say(f"done in {time.monotonic() - began:.0f} s; look at {out / 'panels.png'}, {out / 'tiles.png'}, {curves}")
+    pictures = [out / "panels.png", out / "maps" / f"{held_out}.png", out / "tiles.png", curves]
+    say(f"done in {time.monotonic() - began:.0f} s; look at {', '.join(map(str, pictures))}")

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sarjax import demo, recipes
+from sarjax import demo, raster, recipes
 from sarjax.config import Mesh
 
 
@@ -52,6 +52,11 @@ def test_demo(small, tmp_path, capsys):
     assert float(rows["the most frequent class"][2]) == 0, "a constant answer has no kappa"
     for name in ("panels.png", "tiles.png", "run/curves.png", "run/eval/test-best.png"):
         assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG"), name
+    (map_of,) = (tmp_path / "demo" / "maps").glob("*.tif")
+    labels = raster.read(map_of)
+    assert labels.shape == (256, 512, 1)
+    assert set(np.unique(labels)) <= {*range(7), 255}
+    assert map_of.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     before = (tmp_path / "demo" / "run" / "metrics.jsonl").read_bytes()
     assert run() == first
     assert any("trained to its last step" in line for line in said)
