@@ -4,11 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 from models.toy_variables import random_variables
 
+from sarjax.config import Experiment, Inputs
+from sarjax.methods import build_method
+from sarjax.methods.record import Context, Schedule
 from sarjax.models import build_network
 from sarjax.models.context import Extent, FieldOfView
-from sarjax.options import FCN, LANet
+from sarjax.options import FCN, LANet, Supervised
 
 SMALL = {"width": 1 / 16}
 NETWORKS = {
@@ -91,3 +95,11 @@ def test_extents_by_hand():
     assert Extent(1, 7, 9).field_of_view(4, 6) == FieldOfView(12, 9)
     assert FieldOfView(32, 10).grown(3) == (32, 13)
     assert FieldOfView(32, None).grown(3) == (32, None)
+
+
+@pytest.mark.parametrize("side", [0, 1, 10, 11])
+def test_a_head_looks_further_where_its_inputs_do(side):
+    """By half of the box of the local means: a pixel's share in them reaches so far."""
+    experiment = Experiment(network=FCN(**SMALL, stages=1), inputs=Inputs(local_mean=side), method=Supervised())
+    method = build_method(Context(experiment, toy.SPEC, toy.dataset(8).statistics, Schedule(1, 1, 1)))
+    assert method.heads["main"].context == (4, 30 + side // 2)
