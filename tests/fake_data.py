@@ -149,3 +149,13 @@ def write_whu_official(root: Path, size: tuple[int, int] = (600, 530)) -> dict[s
     (root / "sar" / WHU_INCOMPLETE).unlink()
     del scenes[WHU_INCOMPLETE]
     return scenes
+
+
+def all_tiles(dataset) -> list[tuple[str, str, dict[str, np.ndarray]]]:
+    """(split, name, tile) of every tile of a built data set."""
+    return [
+        (split, reader.name(i), reader[i])
+        for split in dataset.splits
+        for reader in [dataset.split(split)]
+        for i in range(len(reader))
+    ]

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -156,7 +156,8 @@ def _place(infos: Mapping[Path, Info]) -> list[Problem]:
         a, b = reference.georeference, i.georeference
         pixel = max(abs(a.transform.a) + abs(a.transform.b), abs(a.transform.d) + abs(a.transform.e))
         corners = [(0, 0), (i.width, 0), (0, i.height), (i.width, i.height)]
-        off = max(max(abs(u - v) for u, v in zip(a.transform * c, b.transform * c, strict=True)) for c in corners)
+        both = [(_ground(a.transform, corner), _ground(b.transform, corner)) for corner in corners]
+        off = max(abs(u - v) for here, there in both for u, v in zip(here, there, strict=True))
         if a.crs != b.crs:
             text = f"{path} is in {b.crs}, but {first} is in {a.crs}: reproject one onto the other."
             problems.append(Problem("fatal", "georeference", str(path), text))
@@ -164,6 +165,13 @@ def _place(infos: Mapping[Path, Info]) -> list[Problem]:
             text = f"{path} lies {off / pixel:.1f} pixels away from {first}: resample one onto the other."
             problems.append(Problem("fatal", "georeference", str(path), text))
     return problems
+
+
+def _ground(transform: Any, pixel: tuple[int, int]) -> tuple[float, float]:
+    """Where (column, row) lies, in the units of the reference system."""
+    a, b, c, d, e, f = tuple(transform)[:6]
+    x, y = pixel
+    return a * x + b * y + c, d * x + e * y + f
 
 
 def missing(scene: str, path: Path, more: str = "") -> Problem:
