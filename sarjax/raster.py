@@ -22,6 +22,12 @@ READABLE = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 MOST_PIXELS = int(os.environ.get("SARJAX_MAX_PIXELS", 2**33))
 MOST_BLOCK_BYTES = 2**30
 BLOCK = 256
+# First bytes, GDAL's name of the format, and what is found near the end of a whole file.
+_FORMATS = (
+    *((magic, "GTiff", b"") for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    (b"\x89PNG", "PNG", b"IEND"),
+    (b"\xff\xd8\xff", "JPEG", b"\xff\xd9"),
+)
 
 
 class Window(NamedTuple):
@@ -144,7 +150,7 @@ def open_raster(path: str | os.PathLike) -> Iterator[Reader]:
         raise UserError(f"{path} does not exist: a raster file ({', '.join(READABLE)}) is expected there.")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes): download or copy it again.")
-    _check_end(path)
+    driver = _driver(path)
     import rasterio
 
     with contextlib.ExitStack() as stack:
@@ -152,7 +158,7 @@ def open_raster(path: str | os.PathLike) -> Iterator[Reader]:
         with _reading(path), _quiet():
             # Bounded: by default GDAL keeps decoded blocks in 5 % of the machine's memory.
             stack.enter_context(rasterio.Env(GDAL_CACHEMAX=128))
-            file = stack.enter_context(rasterio.open(path))
+            file = stack.enter_context(rasterio.open(path, driver=driver))
             _check_size(path, file)
             reader = Reader(path, file)
         yield reader
@@ -320,24 +326,32 @@ def _check_size(path: Path, file: Any) -> None:
             f"{path} declares {file.width} x {file.height} pixels in {file.count} bands, more than {MOST_PIXELS}: "
             "damaged or hostile; set SARJAX_MAX_PIXELS if it is neither."
         )
+    together = file.count if file.interleaving is not None and file.interleaving.name == "pixel" else 1
     for (h, w), dtype in zip(file.block_shapes, file.dtypes, strict=True):
         # PNG and JPEG decode by line, whatever their size.
-        if h * w * np.dtype(dtype).itemsize > MOST_BLOCK_BYTES:
+        if h * w * together * np.dtype(dtype).itemsize > MOST_BLOCK_BYTES:
             raise UserError(
                 f"{path} is stored in blocks of {w} x {h} pixels, which do not fit in memory: tiles or strips of at "
                 f"most {math.isqrt(MOST_BLOCK_BYTES)} pixels a side are accepted."
             )
 
 
-def _check_end(path: Path) -> None:
-    """GDAL reads what there is of a truncated PNG or JPEG and fills up with zeros: look for the format's own end."""
+def _driver(path: Path) -> str:
+    """The one format that a file's first bytes say it is.
+
+    GDAL would try all it knows, among them descriptions that point to other files and to the network. And it reads
+    what there is of a truncated PNG or JPEG and fills up with zeros: so the format's own end is looked for.
+    """
     with path.open("rb") as f:
         start = f.read(8)
         f.seek(-min(path.stat().st_size, 4096), os.SEEK_END)
         end = f.read()
-    for magic, last in ((b"\x89PNG", b"IEND"), (b"\xff\xd8\xff", b"\xff\xd9")):
-        if start.startswith(magic) and last not in end:
-            raise UserError(f"{path} cannot be read: it is truncated; download or copy it again.")
+    for magic, driver, last in _FORMATS:
+        if start.startswith(magic):
+            if last not in end:
+                raise UserError(f"{path} cannot be read: it is truncated; download or copy it again.")
+            return driver
+    raise UserError(f"{path} cannot be read: it is no image; TIFF, PNG and JPEG are accepted.")
 
 
 @contextlib.contextmanager

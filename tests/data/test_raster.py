@@ -57,12 +57,34 @@ def test_broken_files_are_named(tmp_path):
         "short.tif": "cannot be read",
         "short.png": "it is truncated",
         "short.jpg": "it is truncated",
-        "text.tif": "cannot be read .*not recognized",
+        "text.tif": "cannot be read: it is no image; TIFF, PNG and JPEG are accepted",
     }.items():
         with pytest.raises(UserError, match=cause) as e:
             raster.read(tmp_path / name)
         assert str(tmp_path / name) in str(e.value)
         assert "\n" not in str(e.value)
+
+
+def test_a_file_that_points_to_others_is_no_image(tmp_path):
+    """GDAL would follow it, to other folders and to the network."""
+    secret = tmp_path / "secret.tif"
+    fake_data.write_tiff(secret, np.ones((4, 4), np.uint8))
+    (tmp_path / "x.tif").write_text(
+        f'<VRTDataset rasterXSize="4" rasterYSize="4"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f"<SourceFilename>{secret}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        "</VRTDataset>"
+    )
+    with pytest.raises(UserError, match=r"x\.tif cannot be read: it is no image"):
+        raster.read(tmp_path / "x.tif")
+
+
+def test_a_block_of_many_bands_counts_as_a_whole(tmp_path, monkeypatch):
+    fake_data.write_tiff(tmp_path / "x.tif", np.zeros((64, 64, 4), np.uint8))
+    monkeypatch.setattr(raster, "MOST_BLOCK_BYTES", 32 * 64 * 4 - 1)
+    with pytest.raises(UserError, match="is stored in blocks of 64 x 32"):
+        raster.read(tmp_path / "x.tif")
+    monkeypatch.setattr(raster, "MOST_BLOCK_BYTES", 32 * 64 * 4)
+    assert raster.read(tmp_path / "x.tif").shape == (64, 64, 4)
 
 
 def test_a_window_lies_inside(tmp_path):
