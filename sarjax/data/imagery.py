@@ -34,7 +34,11 @@ def check_image(path: object, info: Info, modality: ModalitySpec) -> None:
         )
     if modality.transforms:
         return  # they take any number and give float32
-    if stored_dtype(info.dtype) != modality.dtype:
+    try:
+        kept = stored_dtype(info.dtype)
+    except UserError as e:
+        raise UserError(f"{path} does not fit: {e}") from e
+    if kept != modality.dtype:
         raise UserError(f"{path} holds {info.dtype}, but {modality.dtype} is expected for {modality.name}.")
 
 
