@@ -117,12 +117,15 @@ def test_the_eight_symmetries(fcn, tmp_path, size):
 def test_a_sensor_may_be_missing_in_places(tmp_path):
     case = Case(SMALL, BOTH)
     paths = write_scene(tmp_path / "in", 64, 80)
-    optical = pixels(64, 80, 2)
+    sar, optical = pixels(64, 80, 1), pixels(64, 80, 2)
     optical[:, 40:] = 0
-    raster.write(paths["optical"], optical, nodata=0, **PLACE)
+    sar[40:, :30] = 0
+    for name, image in (("sar", sar), ("optical", optical)):
+        raster.write(paths[name], image, nodata=0, **PLACE)
     labels, probabilities, _ = maps(case, case.engine(96, 32), paths, tmp_path / "out")
-    same_map(labels, probabilities, *case.whole(images(case, 64, 80) | {"optical": optical[None]}))
+    same_map(labels, probabilities, *case.whole({"sar": sar[None], "optical": optical[None]}))
     assert (labels[20:30, 50:] != 255).all(), "radar saw it"
+    assert (labels[50:, :20] != 255).all(), "the other one saw it"
 
 
 def test_nan_is_no_data(fcn, tmp_path):
@@ -166,6 +169,7 @@ def test_windows_that_saw_nothing_are_not_computed(fcn, tmp_path):
     assert mapped == ((0, 0, 0), 90_000)
 
 
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 def test_what_the_files_say(fcn, tmp_path):
     from rasterio.control import GroundControlPoint
 
