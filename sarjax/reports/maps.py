@@ -86,27 +86,18 @@ def predict_run(
     """
     from sarjax.config import Mesh
     from sarjax.train.mesh import make_mesh, row_shards
-    from sarjax.train.run import read_config, restore_run
+    from sarjax.train.run import restore_run
 
-    run, out = Path(run), Path(out)
-    read_config(run)
-    mesh = make_mesh(Mesh())
+    run, mesh = Path(run), make_mesh(Mesh())
     restored = restore_run(run, mesh, checkpoint=checkpoint, ema=ema, say=say)
     heads = restored.method.heads
     name = head or next(iter(heads))
     if name not in heads:
         raise unknown(f"head of {run}", name, heads)
-    if batch < 0:
-        raise UserError(f"--batch is {batch}, but should be a whole number from 1, or 0 to leave it open.")
     engine = _engine(restored, name, mesh, choose_windows(run, restored, name, window, overlap, say), batch, tta)
-
-    parsed = parse_scenes(scenes, engine.reads)
-    sizes = [_size(scene, engine.reads) for scene in parsed]
-    outputs = [_outputs(out, scene.name) for scene in parsed]
-    _check_outputs(parsed, outputs, out, overwrite)
     settings = _settings(run, restored, name, engine.windows, ema, tta)
     records = []
-    for scene, size, files in zip(parsed, sizes, outputs, strict=True):
+    for scene, size, files in _tasks(scenes, engine.reads, Path(out), overwrite):
         about = settings | {"inputs": _inputs(scene)}
         done = None if overwrite else _finished(files, about, probabilities)
         if done:
@@ -138,6 +129,8 @@ def _engine(
     restored: "Restored", name: str, mesh: "jax.sharding.Mesh", windows: Windows, batch: int, tta: bool
 ) -> Engine:
     """What makes the maps; its `rows` are those of one device."""
+    if batch < 0:
+        raise UserError(f"--batch is {batch}, but should be a whole number from 1, or 0 to leave it open.")
     head, inputs = restored.method.heads[name], restored.config.experiment.inputs
     return Engine(
         _on_devices(head, restored, mesh, tta),
@@ -191,6 +184,17 @@ def _on_devices(head: "Head", restored: "Restored", mesh: "jax.sharding.Mesh", t
 
     step = jax.jit(probabilities, out_shardings=batch_sharding(mesh, 1))
     return lambda batch: step(restored.params, restored.stats, put_batch(mesh, batch))
+
+
+def _tasks(
+    scenes: Sequence[str], reads: Reads, out: Path, overwrite: bool
+) -> list[tuple[Scene, tuple[int, int], Outputs]]:
+    """Each scene with its size and its files, after all of them were looked at."""
+    parsed = parse_scenes(scenes, reads)
+    sizes = [_size(scene, reads) for scene in parsed]
+    outputs = [_outputs(out, scene.name) for scene in parsed]
+    _check_outputs(parsed, outputs, out, overwrite)
+    return list(zip(parsed, sizes, outputs, strict=True))
 
 
 def _size(scene: Scene, reads: Reads) -> tuple[int, int]:
