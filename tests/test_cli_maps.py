@@ -1,0 +1,124 @@
+"""The verbs before and after training: data check, data build's options, predict, export."""
+
+import json
+
+import fake_data
+import numpy as np
+import pytest
+import rasterio
+
+from sarjax import cli
+from sarjax.cli import common
+
+
+@pytest.fixture(autouse=True, scope="module")
+def devices():
+    """The eight devices of the session stay; a verb would ask for others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "devices", lambda host_devices=0: None)
+        yield
+
+
+def run(*args):
+    cli.main([str(a) for a in args])
+
+
+def fails(capsys, *args, code=2):
+    """The one line that a user reads."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        run(*args)
+    assert e.value.code == code
+    err = [line for line in capsys.readouterr().err.strip().splitlines() if not line.startswith("check ")]
+    assert len(err) == (code == 2), err
+    return err[0] if err else ""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    root = tmp_path_factory.mktemp("szenen und mehr") / "source"
+    fake_data.write_whu(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(source, tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    run("data", "build", "whu_opt_sar", "--source", source, "--out", root / "records", "--jobs", 2)
+    run(
+        *("train", "synthetic_sar", "--workdir", root / "run", "--data-dir", root / "records", "--steps", 2),
+        *("--batch-size", 2, "--augment.crop", 64, "--network.width", 0.0625, "--mesh.data", 1, "--no-tensorboard"),
+    )
+    return root / "run"
+
+
+def test_a_check_says_what_is_wrong_and_exits_with_1(source, tmp_path, capsys):
+    capsys.readouterr()
+    run("data", "check", "whu_opt_sar", "--source", source)
+    assert "0 fatal problem(s)" in capsys.readouterr().out
+    fake_data.write_whu(tmp_path / "s")
+    (tmp_path / "s" / "sar" / fake_data.WHU_NAMES[1]).write_bytes(b"")
+    with pytest.raises(SystemExit) as e:
+        run("data", "check", "whu_opt_sar", "--source", tmp_path / "s", "--json")
+    assert e.value.code == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["fatal"]
+    (problem,) = (p for p in report["problems"] if p["severity"] == "fatal")
+    assert problem["kind"] == "unreadable"
+    assert "is empty (0 bytes)" in problem["text"]
+    (tmp_path / "out.txt").write_text(f"# mended later\n{fake_data.WHU_NAMES[1]}\n")
+    run("data", "check", "whu_opt_sar", "--source", tmp_path / "s", "--exclude", tmp_path / "out.txt")
+    assert "is not a folder" in fails(capsys, "data", "check", "whu_opt_sar", "--source", tmp_path / "gone")
+    gone = fails(capsys, "data", "check", "whu_opt_sar", "--source", source, "--exclude", tmp_path / "gone.txt")
+    assert "gone.txt" in gone
+    (tmp_path / "out.txt").write_text("nobody\n")
+    assert "nobody" in fails(
+        capsys, "data", "check", "whu_opt_sar", "--source", source, "--exclude", tmp_path / "out.txt"
+    )
+
+
+def test_maps(trained, source, tmp_path, capsys):
+    scene = source / "sar" / fake_data.WHU_NAMES[0]
+    capsys.readouterr()
+    run("predict", trained, scene, "--out", tmp_path / "maps", "--window", 256, "--overlap", 32, "--json")
+    (about,) = json.loads(capsys.readouterr().out)
+    assert (about["window"], about["overlap"], about["tta"]) == (256, 32, False)
+    with rasterio.open(tmp_path / "maps" / scene.name) as f:
+        labels = f.read(1)
+    assert labels.shape == (530, 600)
+    assert (labels[:20, :30] == 255).all(), "nothing was seen there"
+    assert sum(about["pixels"].values()) + about["no_data_pixels"] == labels.size == 530 * 600
+    assert about["no_data_pixels"] == (labels == 255).sum()
+    assert (tmp_path / "maps" / scene.name).with_suffix(".png").is_file()
+    run("predict", trained, scene, "--out", tmp_path / "maps", "--window", 256, "--overlap", 32)
+    assert "is there already" in capsys.readouterr().err
+    run("predict", trained, scene, "--out", tmp_path / "tta", "--window", 256, "--overlap", 32, "--tta")
+    with rasterio.open(tmp_path / "tta" / scene.name) as f:
+        assert np.mean(f.read(1) == labels) > 0.3
+
+
+def test_scenes_that_do_not_fit(trained, source, tmp_path, capsys):
+    def refused(*args):
+        message = fails(capsys, "predict", trained, *args, "--out", tmp_path / "maps")
+        assert not (tmp_path / "maps").exists()
+        return message
+
+    assert "has 4 bands, but 1 of sar are expected" in refused(source / "optical" / fake_data.WHU_NAMES[0])
+    fake_data.write_tiff(tmp_path / "wide.tif", np.ones((40, 50), np.uint16))
+    assert "wide.tif holds uint16, but uint8 is expected for sar" in refused(tmp_path / "wide.tif")
+    assert "gone.tif does not exist" in refused(tmp_path / "gone.tif")
+    assert "--window is 100, but this network needs a multiple of 32, such as 96" in refused(
+        source / "sar", "--window", 100
+    )
+    assert "holds no run" in fails(capsys, "predict", tmp_path / "no run", source / "sar", "--out", tmp_path / "maps")
+
+
+def test_export(trained, tmp_path, capsys):
+    capsys.readouterr()
+    run("export", trained, tmp_path / "a.jaxexport", "--size", "64x96", "--batch", 2)
+    assert capsys.readouterr().out.strip() == str(tmp_path / "a.jaxexport")
+    sidecar = json.loads((tmp_path / "a.jaxexport.json").read_text())
+    assert sidecar["inputs"][0]["shape"] == [2, 1, 64, 96, 1]
+    assert sidecar["versions"]["jax"]
+    assert "--size is '64'" in fails(capsys, "export", trained, tmp_path / "b.jaxexport", "--size", "64")
+    assert not (tmp_path / "b.jaxexport").exists()
