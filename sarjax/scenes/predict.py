@@ -23,7 +23,7 @@ from sarjax.scenes.inputs import Reads, Scene, SceneReader, open_scene, scene_st
 from sarjax.scenes.windows import Axis, Windows, cut
 from sarjax.spec import IGNORE_LABEL
 
-BEHIND = 4  # regions that may wait to be written
+BEHIND = 2  # regions that may wait to be written
 
 Apply = Callable[[Mapping[str, np.ndarray]], Any]
 Progress = Callable[[str, int, int], None]
