@@ -147,6 +147,7 @@ def write_whu_official(root: Path, size: tuple[int, int] = (600, 530)) -> dict[s
     names = [name for part in WHU_OFFICIAL.values() for name in part]
     scenes = write_whu(root, [*names, WHU_INCOMPLETE], size, narrow=names[:1])
     (root / "sar" / WHU_INCOMPLETE).unlink()
+    (root / "optical" / f"._{names[0]}").write_bytes(b"what macOS leaves beside files")
     del scenes[WHU_INCOMPLETE]
     return scenes
 

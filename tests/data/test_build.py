@@ -237,6 +237,14 @@ class TestJobs:
         assert os.listdir(tmp_path / "out") == []
         assert multiprocessing.active_children() == []
 
+    def test_an_interrupt_is_not_for_workers(self, tmp_path, whu_source):
+        def interrupt(stage, done, total):
+            if stage == "train" and done == 2:
+                for worker in multiprocessing.active_children():
+                    os.kill(worker.pid, signal.SIGINT)
+
+        build("whu_opt_sar", whu_source, tmp_path / "out", jobs=2, progress=interrupt)
+
     def test_an_error_of_the_writer_ends_the_workers(self, tmp_path, whu_source):
         def stop(stage, done, total):
             if stage == "val":
@@ -254,7 +262,7 @@ class TestJobs:
         out = tmp_path / "out"
         script = WORKING.format(end="os.kill(os.getpid(), signal.SIGKILL)")
         result = subprocess.run(
-            [sys.executable, "-c", script, whu_source, out], check=False, capture_output=True, text=True
+            [sys.executable, "-c", script, whu_source, out], check=False, capture_output=True, text=True, timeout=90
         )
         assert result.returncode == -signal.SIGKILL
         workers = [int(pid) for pid in result.stdout.split()]

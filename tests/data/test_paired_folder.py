@@ -66,7 +66,7 @@ def test_two_sensors_two_dates_sub_folders_and_suffixes(tmp_path):
             write(source / path, array)
         made[name, "label"] = label = RNG.choice([0, 1, 7], (64, 64, 1)).astype(np.uint8)
         write(source / f"masks/{name}_mask.png", label)
-    (source / "masks" / "north" / ".hidden.png").write_bytes(b"")
+    (source / "masks" / "north" / "._1_mask.png").write_bytes(b"")
     (source / "masks" / "north" / "notes.txt").write_text("of no interest")
     (source / "dataset.toml").write_text(f"""
 name = "two-dates"
@@ -84,7 +84,9 @@ folder = "masks"
 suffix = "_mask"
 {CLASSES}
 """)
-    dataset = open_directory(build("paired_folder", source, tmp_path / "o"))
+    said = []
+    dataset = open_directory(build("paired_folder", source, tmp_path / "o", say=said.append))
+    assert len(said) == 1  # how scenes are split
     assert dataset.spec.dates == 2
     assert [b.name for b in dataset.spec.modality("optical").bands] == ["red", "green", "blue"]
     for _, name, tile in fake_data.all_tiles(dataset):

@@ -199,6 +199,7 @@ class TestDescriptions:
         assert tiles == [1, 4]
         with pytest.raises(UserError, match=r"no data set 'paired_folder' in .* where there is paired_folder/other, "):
             open_dataset("paired_folder", data_dir=tmp_path / "o")
+        assert sorted(p.name for p in (tmp_path / "o/paired_folder").iterdir()) == ["other", "own"]
 
     def test_another_description_of_that_name(self, own, tmp_path):
         build("paired_folder", own, tmp_path / "o")
