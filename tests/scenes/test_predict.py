@@ -1,9 +1,13 @@
 """A map made by windows is the map of the whole image; what was not seen is no-data; nothing half-made is left."""
 
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scenes.scene_files import PLACE, SPEC, Case, pixels, same_map, write_scene
 
 from sarjax import raster
@@ -47,6 +51,18 @@ def test_windows_of_a_local_network_are_the_whole_image(fcn, tmp_path, size):
     same_map(labels, probabilities, expected, seen)
     assert mapped.no_data == (~seen).sum()
     assert list(mapped.classes) == np.bincount(labels[seen], minlength=3).tolist()
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.tuples(st.integers(1, 260), st.integers(1, 260)), st.sampled_from([(68, 32), (96, 32), (100, 36)]))
+def test_whatever_the_size(size, windows):
+    case = Case(SMALL)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_scene(Path(folder) / "in", *size)
+        _, probabilities, _ = maps(case, case.engine(*windows), paths, Path(folder) / "out")
+    expected, seen = case.whole(images(case, *size))
+    np.testing.assert_array_equal(np.isnan(probabilities).any(-1), ~seen)
+    np.testing.assert_allclose(probabilities[seen], expected[seen], atol=1e-5)
 
 
 @pytest.mark.parametrize(
