@@ -1,5 +1,6 @@
 """A map made by windows is the map of the whole image; what was not seen is no-data; nothing half-made is left."""
 
+import dataclasses
 import tempfile
 import threading
 from pathlib import Path
@@ -144,9 +145,23 @@ def test_a_sensor_may_be_missing_in_places(tmp_path):
     assert (labels[50:, :20] != 255).all(), "the other one saw it"
 
 
-def test_nan_is_no_data(fcn, tmp_path):
-    import dataclasses
+@pytest.mark.parametrize("dates", ["all", (1,)])
+def test_dates(tmp_path, dates):
+    inputs = Inputs(modalities=("sar",), dates=dates, normalisation="tile", date_difference=dates == "all")
+    case = Case(SMALL, inputs, dataclasses.replace(SPEC, dates=2))
+    both = np.stack([pixels(130, 110, 1, seed) for seed in (0, 1)])
+    both[0, :20] = 0
+    both[1, 10:40] = 0
+    (tmp_path / "in").mkdir()
+    paths = [raster.write(tmp_path / "in" / f"{t}.tif", image, nodata=0) for t, image in enumerate(both)]
+    labels, probabilities, _ = maps(case, case.engine(96, 32), {"sar": f"{paths[0]}+{paths[1]}"}, tmp_path / "out")
+    if dates != "all":
+        both[0] = 0
+    same_map(labels, probabilities, *case.whole({"sar": both}))
+    assert ((labels[12:18] == 255).all(), (labels[25:35, 40:] == 255).any()) == (True, dates != "all")
 
+
+def test_nan_is_no_data(fcn, tmp_path):
     sar = dataclasses.replace(SPEC.modality("sar"), dtype="float32")
     case = Case(SMALL, spec=dataclasses.replace(SPEC, modalities=(sar, SPEC.modalities[1])))
     image = pixels(70, 90, 1).astype(np.float32)
