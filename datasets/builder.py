@@ -5,6 +5,7 @@ files lie: `layout`. What is read, cut, checked and written follows from that.
 """
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -76,6 +77,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def plan(self) -> dict[str, list[rows.Row]]:
         """{split: rows of tiles}, after a look at the header of every file; UserError for the first fatal problem."""
         layout, sizes, warnings = self.on_disk, [], _warnings(self.on_disk.problems)
+        if not layout.random:
+            built = tuple(scene for scene in layout.scenes if scene.name in layout.splits)
+            layout = dataclasses.replace(layout, scenes=built)
         for done, scene in enumerate(layout.scenes):
             self._report("files", done, len(layout.scenes))
             size, problems = check_scene(scene, layout.spec, layout.tile)

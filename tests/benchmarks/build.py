@@ -4,8 +4,8 @@
 
 One line of JSON: for 1 and N made-up scenes and 1 and 2 processes, the seconds of the build without statistics and
 with them, and the largest sum of resident memory, in MiB, of the building process and its workers, sampled every 20 ms.
-Pages that processes share are counted in each of them. Tiles are drawn at random, which one scene allows and which reads
-every row once for each split: builds by scene take less time.
+Pages that processes share are counted in each of them. Tiles are drawn at random, which one scene allows and which
+reads every row once for each split: builds by scene take less time.
 """
 
 import argparse

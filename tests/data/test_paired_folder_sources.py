@@ -10,7 +10,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from sarjax.data.build import build, builder_class
 from sarjax.data.layout import Options
-from sarjax.data.store import open_dataset
+from sarjax.data.store import open_dataset, open_directory
 from sarjax.errors import UserError
 
 
@@ -65,6 +65,13 @@ class TestSplits:
             ("warning", f"{own}/split/train.txt lists 1 name(s) that no scene has: nowhere."),
             ("warning", "2 scene(s) are in no split and left out: b, c."),
         ]
+
+    def test_what_is_in_no_split_is_not_looked_at(self, own, tmp_path):
+        (own / "split").mkdir()
+        (own / "split/train.txt").write_text("b\nc")
+        (own / "label/a.tif").write_bytes(b"")
+        dataset = open_directory(build("paired_folder", own, tmp_path / "o"))
+        assert [int(tile["id"]) for tile in dataset.split("train")] == [0, 1]
 
     def test_a_scene_in_two_splits(self, own, tmp_path):
         (own / "split").mkdir()
