@@ -56,7 +56,7 @@ def files(tmp_path_factory):
 
 
 @pytest.mark.parametrize("what", MODALITIES)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_part_is_the_same_as_that_part_of_the_whole(files, what, data):
     modality = MODALITIES[what]

@@ -3,7 +3,7 @@
 import fake_data
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sarjax import raster
@@ -19,6 +19,7 @@ SPEC = DatasetSpec(
 )
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(0, 2000))
 def test_tiles_along_an_axis(tile, more):
     length = tile + more
@@ -30,6 +31,7 @@ def test_tiles_along_an_axis(tile, more):
     assert set(range(length)) == {p for first in cover for p in range(first, first + tile)}
 
 
+@settings(deadline=None)
 @given(st.integers(0, 60), st.booleans())
 def test_a_split_by_order(count, validation):
     names = [f"{i:03d}" for i in range(count)]
