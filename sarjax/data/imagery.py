@@ -4,7 +4,6 @@ Builders and `sarjax predict` both come here, so that a map is made from exactly
 pixels saw nothing, and what transforms give, does not depend on the window: each is read with the margin that it needs.
 """
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -113,16 +112,14 @@ def lee(image: np.ndarray, valid: np.ndarray, transform: Transform) -> tuple[np.
 def _sums(x: np.ndarray, side: int) -> np.ndarray:
     """(h, w) sums of x (h, w) over `side` x `side` pixels, 0 beyond the edge.
 
-    Every pixel's terms are added in the same order. Running sums and Fourier transforms would be rounded by what lies
-    outside of the window, a bright target far off: then a tile would differ from the same part of a larger image.
+    Every pixel's terms are added in the same order. Running sums (`uniform_filter`) and Fourier transforms
+    (`scipy.signal.wiener`) are rounded by what lies outside of the window, a bright target far off: then a tile would
+    differ from the same part of a larger image.
     """
-    for axis in (0, 1):
-        padded = np.pad(x, [(side // 2,) * 2 if a == axis else (0, 0) for a in (0, 1)])
-        rows = padded if axis == 0 else padded.T
-        n = x.shape[axis]
-        total = functools.reduce(np.add, (rows[k : k + n] for k in range(side)))
-        x = total if axis == 0 else total.T
-    return x
+    from scipy import ndimage
+
+    rows = ndimage.correlate1d(x, np.ones(side), axis=0, mode="constant")
+    return ndimage.correlate1d(rows, np.ones(side), axis=1, mode="constant")
 
 
 def decibel(image: np.ndarray, valid: np.ndarray, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
