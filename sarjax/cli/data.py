@@ -76,16 +76,9 @@ def check(
 
 
 def _options(exclude: Path | None, description: Path | None) -> Any:
-    from sarjax.data.layout import Options
+    from sarjax.data.layout import Options, read_names
 
-    names: list[str] = []
-    if exclude is not None:
-        try:
-            lines = exclude.read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as e:
-            raise UserError(f"cannot read --exclude {exclude}: {e}; a text file of scene names is accepted.") from e
-        names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    return Options(exclude=tuple(names), description=description)
+    return Options(exclude=read_names(exclude) if exclude else (), description=description)
 
 
 def stats(directory: Positional[Path]) -> None:
