@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import FlagCreatePairsOff
 
@@ -16,7 +17,9 @@ from sarjax.errors import UserError
 
 
 def models(size: int = 256, classes: int = 7, channels: int = 3, json: FlagCreatePairsOff[bool] = False) -> None:
-    """List the networks: parameters, memory, operations
+    """List the networks: parameters, memory, operations, and those of a published table beside ours
+
+    Table 2 of Cheng et al. is counted at its own size (256x256x3) and with the number of classes that fits each row.
 
     Args:
         size: side of the input in pixels.
@@ -26,10 +29,12 @@ def models(size: int = 256, classes: int = 7, channels: int = 3, json: FlagCreat
     """
     common.devices(1)
     from sarjax.models.cost import model_table
+    from sarjax.models.published import table2
 
     rows = model_table(size=size, classes=classes, channels=channels)
+    published = {row["network"]: row for row in table2()}
     if json:
-        print_json(rows)
+        print_json([row | {"table2": published.get(row["name"])} for row in rows])
         return
     print(f"{'network':<14}{'parameters':>14}{'memory MB':>12}{'Flops G':>10}{'XLA GFLOP':>12}{'XLA peak MiB':>14}")
     for row in rows:
@@ -37,6 +42,23 @@ def models(size: int = 256, classes: int = 7, channels: int = 3, json: FlagCreat
             f"{row['name']:<14}{row['parameters']:>14,}{row['memory_mb']:>12.3f}{row['flops'] / 1e9:>10.4f}"
             f"{row['xla_flops'] / 1e9:>12.3f}{row['xla_peak_bytes'] / 2**20:>14.1f}"
         )
+    _print_table2(published.values())
+
+
+def _print_table2(rows: Collection[dict[str, Any]]) -> None:
+    print(
+        "\nCheng et al., Table 2: ours (and the difference of its two digits from the printed ones, where they differ)"
+    )
+    print(f"{'system':<11}{'network':<11}{'classes':>7}{'parameters M':>18}{'memory MB':>18}{'Flops G':>12}")
+    for row in rows:
+        ours = row["parameters"] / 1e6, row["memory_mb"], row["flops"] / 1e9
+        figures = [
+            f"{value:.3f}" + (f" ({difference:+.2f})" if difference else "")
+            for value, difference in zip(ours, row["difference"].values(), strict=True)
+        ]
+        print(f"{row['system']:<11}{row['network']:<11}{row['classes']:>7}" + "{:>18}{:>18}{:>12}".format(*figures))
+    for row in rows:
+        print(f"{row['system']}: {row['remark']}")
 
 
 def demo(out: Path = Path("sarjax-demo"), seed: int = 0) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 NETWORKS: dict[str, str] = {
     "fcn": "sarjax.models.segmenters:build_fcn",
     "lanet": "sarjax.models.lanet:build_lanet",
+    "deeplabv3": "sarjax.models.deeplab:build_deeplab",
+    "pspnet": "sarjax.models.pspnet:build_pspnet",
 }
 
 

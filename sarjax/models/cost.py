@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from sarjax.errors import UserError
 from sarjax.models import NETWORKS, build_network
-from sarjax.models.layers import AvgPool, BatchNorm, MaxPool, ReLU, Sigmoid
+from sarjax.models.layers import AdaptiveAvgPool, AvgPool, BatchNorm, MaxPool, PReLU, ReLU, Sigmoid
 from sarjax.options import LANet, NetworkOptions
 
 Rule = Callable[[Any, Any, Any], int]
@@ -32,14 +32,17 @@ LEAVES: dict[type[nn.Module], Rule] = {
     nn.Dense: lambda module, x, y: x.size * module.features,
     BatchNorm: _per_input(2),
     ReLU: _per_input(1),
+    PReLU: _per_input(1),
     MaxPool: _per_input(1),
     AvgPool: _per_input(1),
+    AdaptiveAvgPool: _per_input(0),
     Sigmoid: _per_input(0),
 }
 
 # Named configurations beside the defaults of every network.
 VARIANTS: dict[str, NetworkOptions] = {
     "lanet_r18": LANet(encoder="resnet18", stages=3, low_window=8, high_window=2),  # Cheng et al., Table 2
+    "fcn_se": LANet(encoder="resnet18", stages=3, low_window=0, high_window=0),  # Cheng et al., Table 1
 }
 
 
@@ -64,27 +67,38 @@ class Cost(NamedTuple):
     xla_peak_bytes: int | None
 
 
-def count(network: nn.Module, size: int, in_channels: int) -> Count:
+class Call(NamedTuple):
+    """A leaf module ran: its path in the network, its operations, and how many elements it returned."""
+
+    path: tuple[str, ...]
+    flops: int
+    elements: int
+
+
+Reading = Callable[[list[Call]], list[Call]]
+
+
+def count(network: nn.Module, size: int, in_channels: int, reading: Reading = list) -> Count:
     """Costs of one image (size, size, in_channels), by tracing alone: nothing is computed.
 
     The published counting (torchstat's): the leaf modules that run (`LEAVES`) count, each with its last call; what a
-    network calls as a function (resizing, additions, adaptive pools) is free.
+    network calls as a function (resizing, additions, LANet's adaptive pools) is free.
+    reading: what to count instead of the calls, in their order, where published code has other modules than ours.
     """
-    leaves: dict[tuple[str, ...], tuple[int, int]] = {}
+    calls: list[Call] = []
 
     def watch(call, args, kwargs, context):
         y = call(*args, **kwargs)
         rule = LEAVES.get(type(context.module))
         if rule is not None and context.method_name == "__call__":
-            leaves[context.module.path] = rule(context.module, args[0], y), y.size
+            calls.append(Call(context.module.path, rule(context.module, args[0], y), y.size))
         return y
 
     with nn.intercept_methods(watch):
         variables = _abstract_variables(network, size, in_channels)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
-    return Count(
-        parameters, 4 * sum(elements for _, elements in leaves.values()) / 2**20, sum(ops for ops, _ in leaves.values())
-    )
+    last = {call.path: call for call in reading(calls)}.values()
+    return Count(parameters, 4 * sum(call.elements for call in last) / 2**20, sum(call.flops for call in last))
 
 
 def cost(options: NetworkOptions, num_classes: int, in_channels: int, size: int, *, xla: bool = True) -> Cost:

@@ -1,5 +1,6 @@
 """LANet: local attention embedding (Ding, Tang, Bruzzone, TGRS 2021), as Cheng et al. use it on ResNet-18."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from sarjax.errors import UserError
 from sarjax.models.context import Extent, FieldOfView
 from sarjax.models.layers import AvgPool, BatchNorm, ReLU, Sigmoid, conv, kaiming_fan_in, scaled
 from sarjax.models.resampling import adaptive_avg_pool, resize_bilinear
@@ -38,7 +40,8 @@ class PatchAttention(nn.Module):
     """x + x * up(A), A = attention of the patch means of x.
 
     window: side of a patch in cells; the means are those of an adaptive pool to (h // window, w // window), at least
-    1, so patches are ragged where the size does not divide. reduction: channels per hidden channel.
+    1, so patches are ragged where the size does not divide. 0 = the whole image is one patch: with the residual, x
+    plus its squeeze-and-excitation (Hu et al., CVPR 2018). reduction: channels per hidden channel.
     residual: False leaves out the "x +".
     """
 
@@ -51,7 +54,8 @@ class PatchAttention(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         _, h, w, c = x.shape
         # In this order `max` knows the greater of 1 and a symbolic size.
-        means = adaptive_avg_pool(x, (max(h // self.window, 1), max(w // self.window, 1)))
+        grid = (max(h // self.window, 1), max(w // self.window, 1)) if self.window else (1, 1)
+        means = adaptive_avg_pool(x, grid)
         attention = Attention(max(1, c // self.reduction), c, self.dtype, name="attention")(means, train)
         attended = x * resize_bilinear(attention, (h, w))
         return x + attended if self.residual else attended
@@ -118,13 +122,15 @@ class LANetSegmenter(nn.Module):
         """Aligned to the patches of both attentions (32 pixels by default), within which a mean is one for all cells.
 
         The high branch looks furthest: its patches' means are interpolated, averaged over 7 x 7 cells by the
-        embedding, and interpolated twice more on the way up.
+        embedding, and interpolated twice more on the way up. A window of 0 looks at the whole image.
         """
         extents = self.encoder.extents
         last, first = extents[f"c{self.encoder.stages}"], extents["c1"]
+        periods = last.stride, last.stride * max(self.high_window, 1), first.stride * max(self.low_window, 1)
+        if not (self.low_window and self.high_window):
+            return FieldOfView(math.lcm(*periods), None)
         high, low = _attended(last, self.high_window), _attended(first, self.low_window)
         embedded = low.joined(high.convolution(EMBEDDING_WINDOW + 1).upsampled(low.stride))
-        periods = last.stride, last.stride * self.high_window, first.stride * self.low_window
         return embedded.upsampled(1).joined(high.upsampled(1)).field_of_view(*periods)
 
     def encode(self, x: Float[Array, "b h w c"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:
@@ -151,6 +157,9 @@ def _attended(extent: Extent, window: int) -> Extent:
 
 
 def build_lanet(options: LANet, num_classes: int, dtype: Any) -> LANetSegmenter:
+    for name in ("low_window", "high_window"):
+        if (window := getattr(options, name)) < 0:
+            raise UserError(f"{name} is {window}, but should be the side of a patch in cells or 0, the whole image.")
     return LANetSegmenter(
         encoder=build_encoder(options, options.stages, dtype),
         low_channels=scaled(64, options.width),

@@ -100,6 +100,15 @@ class ReLU(nn.Module):
         return nn.relu(x)
 
 
+class PReLU(nn.Module):
+    """x where x > 0, slope * x elsewhere, with one learnt slope; 0.25 at first (PyTorch's)."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+        slope = self.param("slope", nn.initializers.constant(0.25), (1,), jnp.float32)
+        return jnp.where(x > 0, x, slope.astype(x.dtype) * x)
+
+
 class Sigmoid(nn.Module):
     """1 / (1 + exp(-x))."""
 
@@ -127,3 +136,12 @@ class AvgPool(nn.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow c"]:
         return resampling.avg_pool(x, self.window, self.stride, self.padding)
+
+
+class AdaptiveAvgPool(nn.Module):
+    """Means over a grid of side x side bins; 1 = the mean of the whole image."""
+
+    side: int
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b side side c"]:
+        return resampling.adaptive_avg_pool(x, (self.side, self.side))

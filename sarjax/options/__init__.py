@@ -4,7 +4,9 @@ A subclass names itself with `NAME`; it is found by that name when a configurati
 """
 
 from sarjax.options.base import MethodOptions, Named, NetworkOptions
+from sarjax.options.deeplab import DeepLabV3
 from sarjax.options.lanet import FCN, LANet
+from sarjax.options.pspnet import PSPNet
 from sarjax.options.supervised import Supervised
 
-__all__ = ["FCN", "LANet", "MethodOptions", "Named", "NetworkOptions", "Supervised"]
+__all__ = ["FCN", "DeepLabV3", "LANet", "MethodOptions", "Named", "NetworkOptions", "PSPNet", "Supervised"]

@@ -22,7 +22,8 @@ class FCN(NetworkOptions):
 class LANet(NetworkOptions):
     """LANet-R18: patch attention on the first and third stage, attention embedding between them.
 
-    low_window, high_window: patch sizes of the two patch attentions, in cells. reductions: low, high.
+    low_window, high_window: patch sizes of the two patch attentions, in cells; 0 = one patch, the whole image, which
+    makes it a squeeze-and-excitation (FCN+SE of Cheng et al. has both 0). reductions: low, high.
     residual: L' = L + L*A (Cheng et al.); False = L*A (the public LANet code). channels: of the high-level branch
     before `width`. stages: which stage the high-level branch reads.
     """

@@ -1,30 +1,24 @@
-"""LANet: against the public code's numbers, its switches, and the contract that every network keeps."""
+"""LANet: against the public code's numbers, and its switches."""
 
-import flax.linen as nn
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from models.toy_variables import attention_paths, conv_paths, fill, nhwc, norm_paths, random_variables
+from models.toy_variables import attention_paths, conv_paths, fill, nhwc, norm_paths, random_variables, tiny
 
 from sarjax.errors import UserError
-from sarjax.models import NETWORKS, build_network
+from sarjax.models import build_network
 from sarjax.models.lanet import AttentionEmbedding, PatchAttention
-from sarjax.models.layers import kaiming_fan_in, kaiming_fan_out
 from sarjax.models.resampling import resize_bilinear
 from sarjax.models.torchvision import layout
-from sarjax.options import FCN, LANet, NetworkOptions
+from sarjax.options import LANet
 
 FORWARD = {"atol": 2e-5, "rtol": 1e-4}
 GRADIENT = {"atol": 1e-4, "rtol": 1e-3}
-TINY = {
-    "fcn": FCN(width=1 / 8),
-    "fcn_dilated": FCN(width=1 / 8, output_stride=8, channels=5),
-    "fcn_cut": FCN(width=1 / 8, stages=2),
-    "lanet": LANet(width=1 / 8),
-    "lanet_public": LANet(width=1 / 8, residual=False, stages=4),
-}
+SMALL = LANet(width=1 / 8)
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +75,38 @@ def test_patches_smaller_than_the_window_are_one_patch():
     y = jax.jit(lambda v: module.apply(v, x, False))(random_variables(module, x))
     assert y.shape == (1, 5, 3, 4)
     np.testing.assert_allclose(y, np.broadcast_to(y[:, :1, :1], y.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("h", "w"), [(8, 8), (7, 3), (1, 1)])
+def test_a_window_of_0_is_squeeze_and_excitation(h, w):
+    """x + x * sigmoid(W2 relu(bn(W1 mean x + b1)) + b2), in float64."""
+    module = PatchAttention(window=0, reduction=2)
+    x = np.random.default_rng(0).normal(size=(2, h, w, 4)).astype(np.float32)
+    variables = random_variables(module, x)
+    leaves = variables["params"]["attention"]
+    hidden = np.maximum(x.astype(np.float64).mean((1, 2)) @ leaves["down"]["kernel"][0, 0] / np.sqrt(1 + 1e-5), 0)
+    weight = 1 / (1 + np.exp(-hidden @ leaves["up"]["kernel"][0, 0]))
+    y = jax.jit(lambda v, x: module.apply(v, x, False))(variables, x)
+    np.testing.assert_allclose(y, x * (1 + weight[:, None, None]), rtol=1e-5, atol=1e-6)
+
+
+def test_windows_of_0_are_patches_as_large_as_the_image():
+    _, variables, x = tiny(SMALL, shape=(1, 64, 64, 2))
+
+    @jax.jit
+    def logits(variables, x):
+        options = (dataclasses.replace(SMALL, low_window=w, high_window=v) for w, v in ((0, 0), (16, 4), (8, 2)))
+        return [build_network(o, 3).apply(variables, x, False).logits for o in options]
+
+    whole, large, small = logits(variables, x)
+    np.testing.assert_allclose(whole, large, rtol=1e-5, atol=1e-5)
+    assert float(jnp.abs(whole - small).max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["low_window", "high_window"])
+def test_windows_are_not_negative(name):
+    with pytest.raises(UserError, match=f"{name} is -1"):
+        build_network(LANet(**{name: -1}), 3)
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -157,15 +183,9 @@ def test_network_equals_the_public_code(oracle, case):
         np.testing.assert_allclose(array[0, ::2, ::2], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
-def tiny(options, dtype="float32", shape=(2, 65, 47, 2)):
-    network = build_network(options, 3, dtype)
-    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-    return network, random_variables(network, x), x
-
-
 def test_the_embedding_does_not_train_the_high_branch():
     """Nor the encoder's last stage, which the low logits reach through the high branch only."""
-    network, variables, x = tiny(TINY["lanet"], shape=(2, 32, 32, 2))
+    network, variables, x = tiny(SMALL, shape=(2, 32, 32, 2))
     heads = {name: leaves for name, leaves in variables["params"].items() if name != "encoder"}
 
     def low_logits(heads):
@@ -181,7 +201,7 @@ def test_the_embedding_does_not_train_the_high_branch():
 
 def test_momenta():
     """The heads follow the batch (0.05 kept), the encoder follows slowly (0.9 kept)."""
-    network, variables, x = tiny(TINY["lanet"], shape=(2, 32, 32, 2))
+    network, variables, x = tiny(SMALL, shape=(2, 32, 32, 2))
     later = {"params": variables["params"], "batch_stats": jax.tree.map(lambda s: s + 1, variables["batch_stats"])}
     train = jax.jit(lambda v: network.apply(v, x, True, mutable=["batch_stats"])[1])
     kept = jax.tree.map(lambda a, b: b - a, train(variables)["batch_stats"], train(later)["batch_stats"])
@@ -190,7 +210,7 @@ def test_momenta():
 
 
 def test_the_residual_switch_is_the_embeddings():
-    _, variables, x = tiny(TINY["lanet"], shape=(1, 32, 32, 2))
+    _, variables, x = tiny(SMALL, shape=(1, 32, 32, 2))
 
     @jax.jit
     def inner(variables):
@@ -210,81 +230,9 @@ def test_the_residual_switch_is_the_embeddings():
 
 
 def test_channels_scale_with_the_width():
-    params = traverse_util.flatten_dict(tiny(TINY["lanet"])[1]["params"])
+    params = traverse_util.flatten_dict(tiny(SMALL)[1]["params"])
     shapes = {path: leaf.shape for path, leaf in params.items()}
     assert shapes["low_conv", "kernel"] == (1, 1, 8, 8)
     assert shapes["high_conv", "kernel"] == (1, 1, 32, 16)
     assert ("high_conv", "bias") not in shapes
     assert shapes["low_attention", "attention", "down", "kernel"] == (1, 1, 8, 1)
-
-
-# --- What every network keeps
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_contract(name):
-    network, variables, x = tiny(TINY[name])
-    assert network.num_classes == 3
-    assert set(variables) == {"params", "batch_stats"}
-
-    @jax.jit
-    def train(variables, x):
-        prediction, new = network.apply(variables, x, True, mutable=["batch_stats"])
-        return prediction, new, network.apply(variables, x, True, mutable=["batch_stats"], method="encode")[0]
-
-    prediction, new, features = train(variables, x)
-    assert prediction.logits.shape == (2, 65, 47, 3)
-    assert np.isfinite(prediction.logits).all()
-    if prediction.auxiliary is not None:
-        assert prediction.auxiliary.shape == prediction.logits.shape
-    assert jax.tree.structure(new["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
-    assert features.keys() == prediction.features.keys()
-    for stride, feature in features.items():
-        assert feature.shape[:3] == (2, -(-65 // stride), -(-47 // stride))
-        np.testing.assert_allclose(feature, prediction.features[stride], rtol=1e-4, atol=1e-4)
-
-    inference = jax.jit(lambda v, x: network.apply(v, x, False).logits)
-    # In inference an image does not see its batch.
-    other = np.stack([x[0], x[0] * 3 + 1])
-    np.testing.assert_allclose(inference(variables, x)[0], inference(variables, other)[0], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["fcn", "lanet"])
-def test_initialisers(name):
-    """Encoders start as torchvision's; heads by their fan-in, lest few classes make large logits."""
-    seen = {}
-
-    def watch(call, args, kwargs, context):
-        if isinstance(context.module, nn.Conv):
-            seen.setdefault(context.module.path[0] == "encoder", set()).add(context.module.kernel_init)
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(watch):
-        tiny(TINY[name])
-    assert seen == {True: {kaiming_fan_out}, False: {kaiming_fan_in}}
-
-
-@pytest.mark.parametrize("name", ["fcn", "lanet"])
-def test_bfloat16(name):
-    network, variables, x = tiny(TINY[name], "bfloat16")
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-    program = jax.make_jaxpr(lambda v, x: network.apply(v, x, False))(variables, x)
-    convolutions = [e for e in program.jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
-    assert {e.outvars[0].aval.dtype for e in convolutions} <= {jnp.dtype(jnp.bfloat16)}
-    prediction = jax.jit(lambda v, x: network.apply(v, x, False))(variables, x)
-    assert prediction.logits.dtype == jnp.float32
-    exact = jax.jit(lambda v, x: build_network(TINY[name], 3).apply(v, x, False).logits)(variables, x)
-    np.testing.assert_allclose(prediction.logits, exact, atol=0.1 * float(jnp.abs(exact).max()))
-
-
-def test_dilated_stages_share_a_stride_and_the_last_counts():
-    network, variables, x = tiny(TINY["fcn_dilated"], shape=(1, 32, 32, 2))
-    features = jax.eval_shape(lambda v, x: network.apply(v, x, False, method="encode"), variables, x)
-    assert {stride: f.shape[-1] for stride, f in features.items()} == {4: 8, 8: 64}
-
-
-def test_every_options_class_has_a_network():
-    ours = {n for n, options in NetworkOptions.registry().items() if options.__module__.startswith("sarjax.")}
-    assert set(NETWORKS) == ours
-    with pytest.raises(UserError, match="unknown network"):
-        build_network(NetworkOptions(), 3)

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from sarjax.models import build_network
+
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _CONV = {"kernel": "weight", "bias": "bias"}
 
@@ -57,3 +59,23 @@ def random_variables(network, *inputs):
 
     shapes = jax.eval_shape(lambda *x: network.init(jax.random.key(0), *x, False), *inputs)
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def varied(network, x):
+    """`random_variables` whose norms and biases are none of 0 and 1, so that each of them shows."""
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        if path[-1].key == "kernel":
+            return leaf
+        low, high = (-0.5, 0.5) if path[-1].key in ("bias", "mean") else (0.5, 1.5)
+        return rng.uniform(low, high, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, random_variables(network, x))
+
+
+def tiny(options, dtype="float32", shape=(2, 65, 47, 2)):
+    """(network of three classes, its variables, an image)."""
+    network = build_network(options, 3, dtype)
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    return network, random_variables(network, x), x
