@@ -1,5 +1,6 @@
 """What a network costs: parameters, memory and operations as the literature counts them, and as XLA compiles them."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -101,6 +102,7 @@ def count(network: nn.Module, size: int, in_channels: int, reading: Reading = li
     return Count(parameters, 4 * sum(call.elements for call in last) / 2**20, sum(call.flops for call in last))
 
 
+@functools.cache
 def cost(options: NetworkOptions, num_classes: int, in_channels: int, size: int, *, xla: bool = True) -> Cost:
     """Costs of the float32 network of `options` on one image (size, size, in_channels).
 

@@ -1,8 +1,11 @@
 """Costs: the published table to the printed digit, a count by hand, and XLA's own numbers."""
 
+import json
+
 import flax.linen as nn
 import pytest
 
+from sarjax import cli
 from sarjax.models import NETWORKS, build_network
 from sarjax.models.cost import VARIANTS, cost, count, model_table
 from sarjax.models.layers import AdaptiveAvgPool, AvgPool, BatchNorm, PReLU, ReLU, Sigmoid, conv
@@ -77,6 +80,24 @@ def test_table2_says_what_fits_and_what_does_not(oracle):
     assert all(row.network in known and build_network(row.options, row.classes) for row in ROWS)
     _, description = oracle("table2_costs")
     assert all(list(row["printed"].values()) == description["paper"][system] for system, row in rows.items())
+
+
+def test_the_command_line_shows_the_table(monkeypatch, capsys):
+    rows = [{"name": n, "parameters": 1, "memory_mb": 1, "flops": 1, "xla_flops": 1, "xla_peak_bytes": 1}
+            for n in ("fcn", "pspnet")]  # fmt: skip
+    monkeypatch.setattr(cli.common, "devices", lambda host_devices=0: None)
+    monkeypatch.setattr("sarjax.models.cost.model_table", lambda **asked: rows)
+    cli.models(json=True)
+    fcn, pspnet = json.loads(capsys.readouterr().out)
+    assert fcn["table2"] is None
+    assert pspnet["table2"]["printed"] == {"parameters": 53.38, "memory": 428.78, "flops": 50.51}
+    assert pspnet["table2"]["difference"] == {"parameters": -0.06, "memory": 0, "flops": 0}
+    cli.models()
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "FCN+SE fcn_se 7 2.826 35.766 (-0.10) 1.870" in lines
+    assert "Deeplabv3 deeplabv3 8 39.045 164.269 11.993" in lines
+    assert "PSPNet pspnet 8 53.317 (-0.06) 428.781 50.507" in lines
+    assert "LANet lanet_r18 7 2.826 35.870 1.870" in lines
 
 
 @pytest.mark.parametrize(("start", "encoder", "stages"), [

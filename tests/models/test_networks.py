@@ -45,6 +45,7 @@ def test_contract(name):
     network, variables, x = tiny(TINY[name])
     assert network.num_classes == 3
     assert set(variables) == {"params", "batch_stats"}
+    assert "conv1" in variables["params"]["encoder"], "where pretrained weights go"
 
     @jax.jit
     def train(variables, x):

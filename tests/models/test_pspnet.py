@@ -148,10 +148,22 @@ def test_options_that_cannot_be(options, message):
         build_network(PSPNet(**options), 3)
 
 
-def test_all_of_the_upsampling_may_be_learnt_or_none():
-    for options in (PSPNet(**SMALL, upsampling=()), PSPNet(**SMALL, output_stride=16, upsampling=(64, 64, 64, 32))):
-        network = build_network(options, 3)
-        x = jax.ShapeDtypeStruct((1, 33, 50, 1), jnp.float32)
-        prediction, variables = jax.eval_shape(lambda x, n=network: n.init_with_output(jax.random.key(0), x, False), x)
-        assert prediction.logits.shape == (1, 33, 50, 3)
-        assert sum(name.startswith("up_") for name in variables["params"]) == len(options.upsampling)
+@pytest.mark.parametrize(("options", "size", "expected"), [
+    (PSPNet(**SMALL), (32, 48), [(8, 12), (16, 24), (32, 48)]),
+    (PSPNet(**SMALL), (33, 50), [(9, 13), (17, 25), (33, 50)]),
+    (PSPNet(**SMALL, output_stride=16, upsampling=(9, 9)), (3, 50), [(1, 7), (1, 13)]),
+    (PSPNet(**SMALL, output_stride=16, upsampling=(9, 9, 9, 9)), (16, 32), [(2, 4), (4, 8), (8, 16), (16, 32)]),
+    (PSPNet(**SMALL, upsampling=()), (33, 50), []),
+])  # fmt: skip
+def test_upsampling_doubles_up_to_the_size_of_the_input(options, size, expected):
+    """Rounded up where the stride does not divide the input, as the encoder's own sizes are; the logits follow."""
+    network = build_network(options, 3)
+    x = jax.ShapeDtypeStruct((1, *size, 1), jnp.float32)
+    prediction, state = jax.eval_shape(
+        lambda x: network.init_with_output(jax.random.key(0), x, False, capture_intermediates=True), x
+    )
+    inner = state["intermediates"]
+    found = [inner[f"up_{i}"]["__call__"][0].shape[1:3] for i in range(len(options.upsampling))]
+    assert found == expected
+    assert f"up_{len(expected)}" not in inner
+    assert prediction.logits.shape == (1, *size, 3)
