@@ -57,6 +57,8 @@ class Order:
 class Batches:
     """The training batches of one process: `batches[step] -> {stream: plain dict of arrays}`.
 
+    Beside what a tile holds, `row` (b,) is the index in the global batch and `position` (b,) that in `tiles`.
+
     tiles: the training split, a random-access sequence of {key: array}. streams: what a batch is made of.
     batch_size: rows of a stream whose share is 1, over all processes. tables: {name: (n, k) int array} of partners for
     "follow" streams, positions in `tiles`, -1 = none.
@@ -115,8 +117,9 @@ class Batches:
     def __getitem__(self, step: int) -> dict[str, Batch]:
         batch = {}
         for name, stream in self.streams.items():
-            rows = [self.tiles[int(i)] for i in self.indices(step, name)]
-            batch[name] = _stack(rows, self._local[name])
+            positions = self.indices(step, name)
+            batch[name] = _stack([self.tiles[int(i)] for i in positions], self._local[name])
+            batch[name]["position"] = positions.astype(np.int32)
             if stream.kind == "unlabelled":
                 batch[name]["hidden_label"] = batch[name]["label"]
                 batch[name]["label"] = np.full_like(batch[name]["label"], IGNORE_LABEL)

@@ -97,6 +97,7 @@ class Method(NamedTuple):
     refresh: None, or (params, stats, memory, batches, epoch) -> memory, at an epoch's end; `batches` iterates over
         the training split in order, on device, unaugmented.
     teacher: None, or the check that a teacher fits: (Teacher) -> None, raises UserError.
+    scenes: None, or (params, stats, batch) -> (b, m): the share of each of m kinds of scene in every tile.
     couples: names of what couples the rows of a batch, and so sees only a microbatch under accumulation.
     """
 
@@ -108,6 +109,7 @@ class Method(NamedTuple):
     requires: tuple[str, ...]
     refresh: Callable[..., Tree] | None = None
     teacher: Callable[["Teacher"], None] | None = None
+    scenes: Callable[[Tree, Tree, Batch], Float[Array, "b m"]] | None = None
     couples: tuple[str, ...] = ()
 
 

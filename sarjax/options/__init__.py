@@ -7,6 +7,18 @@ from sarjax.options.base import MethodOptions, Named, NetworkOptions
 from sarjax.options.deeplab import DeepLabV3
 from sarjax.options.lanet import FCN, LANet
 from sarjax.options.pspnet import PSPNet
+from sarjax.options.scene_clustering import Clustering, SceneClustering
 from sarjax.options.supervised import Supervised
 
-__all__ = ["FCN", "DeepLabV3", "LANet", "MethodOptions", "Named", "NetworkOptions", "PSPNet", "Supervised"]
+__all__ = [
+    "FCN",
+    "Clustering",
+    "DeepLabV3",
+    "LANet",
+    "MethodOptions",
+    "Named",
+    "NetworkOptions",
+    "PSPNet",
+    "SceneClustering",
+    "Supervised",
+]

@@ -1,0 +1,217 @@
+"""Scene clustering: what it adds to a method, whom it pairs, and that it is one loss over the global batch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sarjax.augment.inputs import network_inputs
+from sarjax.config import Augment, Mesh
+from sarjax.data.pipeline import Batches, evaluation_batches
+from sarjax.errors import UserError
+from sarjax.methods import build_method
+from sarjax.methods.neighbours import ROWS, nearest, padded
+from sarjax.methods.record import Context, Rest, Schedule
+from sarjax.options import FCN, Clustering, LANet, SceneClustering, Supervised
+from sarjax.train.mesh import make_mesh, put_batch
+
+DATA = toy.dataset(size=64)
+TILES = len(DATA.split("train"))
+NETWORKS = {"fcn": FCN(width=0.0625, stages=2), "lanet": LANet(width=0.0625)}
+
+
+def build(network="fcn", options=None, **clustering):
+    """The method and its variables; an augmentation of the identity for the method's own view."""
+    options = options or SceneClustering(clustering=Clustering(warmup=1, **clustering))
+    experiment = toy.config(options, network=NETWORKS[network], augment=Augment(flip=False, rotate=False)).experiment
+    method = build_method(Context(experiment, DATA.spec, DATA.statistics, Schedule(6, 12, 8)))
+    return method, jax.jit(method.init)(jax.random.key(0))
+
+
+def batch_of(method, variables, step=0, rows=8):
+    tables = {"neighbours": np.asarray(variables.memory["neighbours"])} if "neighbours" in variables.memory else {}
+    return Batches(DATA.split("train"), method.streams, batch_size=rows, seed=0, tables=tables)[step]
+
+
+def terms(method, variables, batch, step=0):
+    rest = Rest(None, variables.stats, variables.memory)
+    return jax.jit(method.loss)(variables.params, rest, batch, jax.random.key(1), jnp.asarray(step, jnp.int32))
+
+
+def objective(method, variables, batch):
+    def value(params):
+        found, _ = method.loss(
+            params, Rest(None, variables.stats, variables.memory), batch, jax.random.key(1), jnp.zeros((), jnp.int32)
+        )
+        return sum(t.factor * t.mean() for t in found.values())
+
+    return jax.jit(jax.value_and_grad(value))(variables.params)
+
+
+def refreshed(method, variables, epoch=1, rows=8):
+    batches = evaluation_batches(DATA.split("train"), rows)
+    return variables._replace(
+        memory=method.refresh(variables.params, variables.stats, variables.memory, batches, epoch)
+    )
+
+
+def test_table_3_by_switches():
+    wanted = {(0.0, 0.0): set(), (1.0, 0.0): {"instance"}, (0.0, 1.0): {"cluster"}, (1.0, 1.0): {"instance", "cluster"}}
+    plain, start = build(options=Supervised())
+    for (instance, cluster), names in wanted.items():
+        method, variables = build(instance=instance, cluster=cluster)
+        found, outputs = terms(method, variables, batch_of(method, variables))
+        assert set(found) - {"cross_entropy"} == names
+        assert all(np.isfinite(float(t.mean())) for t in found.values())
+        # The method's own part is the same to the bit, so that rows of one seed can be compared.
+        own, own_outputs = terms(plain, start, batch_of(plain, start))
+        np.testing.assert_array_equal(found["cross_entropy"].total, own["cross_entropy"].total)
+        jax.tree.map(np.testing.assert_array_equal, outputs.stats, own_outputs.stats)
+        base = {k: v for k, v in variables.params.items() if k != "scene_clustering"}
+        jax.tree.map(np.testing.assert_array_equal, base, start.params)
+        assert (method.scenes is None) == (cluster == 0)
+        if not names:
+            assert method.streams == plain.streams
+
+
+def test_weights_are_factors():
+    method, variables = build(instance=0.5, cluster=0.25)
+    found, outputs = terms(method, variables, batch_of(method, variables))
+    assert {k: float(t.factor) for k, t in found.items()} == {"cross_entropy": 1, "instance": 0.5, "cluster": 0.25}
+    metrics = {k: float(t.mean()) for k, t in outputs.metrics.items()}
+    assert -1 <= metrics["partners_cosine"] <= 1
+    assert 0.1 <= metrics["cluster_sureness"] <= 1
+    assert 0 < metrics["cluster_evenness"] <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_objectives_reach_encoder_and_projectors(network):
+    method, variables = build(network)
+    _, gradients = objective(method, variables, batch_of(method, variables))
+    plain, start = build(network, options=Supervised())
+    _, without = objective(plain, start, batch_of(plain, start))
+    change = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), gradients["encoder"], without["encoder"])
+    assert max(jax.tree.leaves(change)) > 1e-6
+    for leaf in jax.tree.leaves(gradients["scene_clustering"]):
+        assert float(jnp.abs(leaf).max()) > 0
+
+
+def test_the_paper_counts_its_projectors():
+    """Table 2, "our method": 2.91 M parameters."""
+    experiment = toy.config(SceneClustering(), network=LANet()).experiment
+    spec = dataclasses.replace(DATA.spec, classes=DATA.spec.classes[:1] * 7, excluded=())
+    experiment = dataclasses.replace(experiment, inputs=dataclasses.replace(experiment.inputs, repeat=3))
+    method = build_method(Context(experiment, spec, DATA.statistics, Schedule(6, 12, 8)))
+    shapes = jax.eval_shape(method.init, jax.random.key(0)).params
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == 2_909_984
+
+
+def test_the_bank_holds_the_tiles_as_they_are_and_the_table_their_nearest():
+    method, variables = build(neighbours=2)
+    before = refreshed(method, variables, epoch=0).memory
+    assert (np.asarray(before["neighbours"]) == -1).all(), "the warm-up has no neighbours"
+    memory = {k: np.asarray(v) for k, v in refreshed(method, variables).memory.items()}
+    assert memory["bank"].shape[0] == memory["neighbours"].shape[0] == padded(TILES) == ROWS
+    for i, tile in enumerate(DATA.split("train")):
+        rows = {k: v[None] for k, v in tile.items()}
+        image = network_inputs(rows, toy.config(SceneClustering()).experiment.inputs, DATA.spec, DATA.statistics)
+        features = method.encode(variables.params, variables.stats, image, False)
+        np.testing.assert_allclose(memory["bank"][i], features[max(features)].mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
+    assert not memory["bank"][TILES:].any()
+    rows = memory["bank"][:TILES] / np.linalg.norm(memory["bank"][:TILES], axis=1, keepdims=True)
+    similarity = rows @ rows.T - 9 * np.eye(TILES)
+    for i in range(TILES):
+        found = memory["neighbours"][i]
+        assert i not in found
+        np.testing.assert_allclose(similarity[i][found], np.sort(similarity[i])[::-1][:2], atol=1e-5)
+    assert (memory["neighbours"][TILES:] == -1).all()
+    # Other batch sizes, whose last batch is filled up with rows that do not count, give the same.
+    again = refreshed(method, variables, rows=5).memory
+    np.testing.assert_allclose(again["bank"], memory["bank"], rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 300), st.integers(1, 4))
+def test_nearest_is_exact(seed, count, k):
+    rng = np.random.default_rng(seed)
+    bank = np.zeros((512, 6), np.float32)
+    bank[:count] = rng.normal(size=(count, 6))
+    valid = np.arange(512) < count
+    valid[rng.integers(0, count)] = False
+    found = np.asarray(jax.jit(nearest, static_argnums=2)(jnp.asarray(bank), jnp.asarray(valid), k))
+    rows = bank / np.maximum(np.linalg.norm(bank, axis=1, keepdims=True), 1e-12)
+    for i in range(512):
+        others = [j for j in range(count) if valid[j] and j != i] if valid[i] else []
+        kept = found[i][found[i] >= 0]
+        assert len(kept) == min(k, len(others)) == len(set(kept))
+        assert set(kept) <= set(others)
+        wanted = np.sort([rows[i] @ rows[j] for j in others])[::-1][:k]
+        np.testing.assert_allclose(rows[kept] @ rows[i], wanted, atol=1e-5)
+
+
+def test_partners_are_the_tile_or_its_neighbours():
+    method, variables = build(neighbours=2)
+    variables = refreshed(method, variables)
+    table = np.asarray(variables.memory["neighbours"])
+    met = set()
+    for step in range(40):
+        batch = batch_of(method, variables, step)
+        for own, other in zip(batch["labelled"]["position"], batch["partner"]["position"], strict=True):
+            assert other in {own, *table[own]}
+            met.add(other == own)
+    assert met == {True, False}
+    alone, start = build(positives="augmentation")
+    assert set(alone.streams) == {"labelled"}
+    assert alone.refresh is None
+    assert start.memory == {}
+
+
+def test_features_of_the_bank_as_partners():
+    method, variables = build(positives="bank", neighbours=2)
+    assert set(method.streams) == {"labelled"}
+    filled = refreshed(method, variables)
+    batch = batch_of(method, variables)
+    before, after = (terms(method, v, batch)[0]["instance"].mean() for v in (variables, filled))
+    assert before != after
+    emptied = filled._replace(memory=filled.memory | {"neighbours": variables.memory["neighbours"]})
+    np.testing.assert_array_equal(terms(method, emptied, batch)[0]["instance"].mean(), before)
+    # Only what the table names is read.
+    named = {int(j) for i in batch["labelled"]["position"] for j in filled.memory["neighbours"][i]}
+    (unnamed, *_) = {*range(ROWS)} - named
+    for position, moves in ((named.pop(), None), (unnamed, False)):
+        moved = filled._replace(memory=filled.memory | {"bank": filled.memory["bank"].at[position].add(1.0)})
+        found = terms(method, moved, batch)[0]["instance"].mean()
+        assert np.isfinite(found)
+        assert moves is None or found == after
+
+
+def test_eight_devices_see_the_global_batch():
+    method, variables = build("lanet")
+    variables = refreshed(method, variables)
+    batch = batch_of(method, variables, step=1)
+    alone, gradients = objective(method, variables, batch)
+    mesh = make_mesh(Mesh())
+    assert mesh.size == 8
+    found, sharded = objective(method, variables, {k: put_batch(mesh, v) for k, v in batch.items()})
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
+    norm = float(jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(gradients))))
+    difference = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), gradients, sharded)
+    assert max(jax.tree.leaves(difference)) < 1e-4 * norm
+
+
+def test_scenes_are_shares():
+    method, variables = build()
+    shares = method.scenes(variables.params, variables.stats, batch_of(method, variables)["labelled"])
+    assert shares.shape == (8, 10)
+    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"clusters": 1}, {"neighbours": 0}])
+def test_what_makes_no_sense_is_refused(wrong):
+    with pytest.raises(UserError, match="makes no sense"):
+        build(**wrong)
