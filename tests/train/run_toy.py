@@ -3,6 +3,7 @@
 run_toy.py WORKDIR STEPS PAUSE DEVICES [PROCESS PROCESSES PORT]
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ if len(sys.argv) > 5:
 
 import toy  # noqa: E402
 
+from sarjax.options import Clustering, SceneClustering  # noqa: E402
 from sarjax.train import loop  # noqa: E402
 
 
@@ -31,6 +33,8 @@ class Slow(loop.Terminal):
 
 
 loop.Terminal = Slow
+methods = {"toy": toy.Toy(), "scene_clustering": SceneClustering(clustering=Clustering(warmup=1))}
+method = methods[os.environ.get("METHOD", "toy")]
 loop.train(
-    toy.config(toy.Toy(), steps=steps), workdir, dataset=toy.dataset(), say=lambda text: print(text, file=sys.stderr)
+    toy.config(method, steps=steps), workdir, dataset=toy.dataset(), say=lambda text: print(text, file=sys.stderr)
 )

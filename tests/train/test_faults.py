@@ -19,8 +19,9 @@ HERE = Path(__file__).parent
 STEPS = 14
 
 
-def start(workdir, pause=0.0, devices=2, member=()):
+def start(workdir, pause=0.0, devices=2, member=(), method="toy"):
     env = os.environ | {
+        "METHOD": method,
         "PYTHONPATH": str(HERE.parent),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -92,6 +93,23 @@ def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
     assert "resuming at step" in err
     assert "not bit-identical" not in err
     assert_like(workdir, undisturbed)
+
+
+def test_neighbours_of_scene_clustering_survive_a_kill(tmp_path):
+    """In mid-epoch, with a table in memory: the partners that follow are those of an undisturbed run."""
+    whole, workdir = tmp_path / "whole", tmp_path / "killed"
+    code, err = finish(start(whole, method="scene_clustering"))
+    assert code == 0, err
+    table = np.asarray(final(whole)["memory"]["neighbours"])
+    assert (table[:12] >= 0).all()
+    process = start(workdir, pause=0.15, method="scene_clustering")
+    wait_for_step(workdir, 7, process)
+    process.send_signal(signal.SIGKILL)
+    assert finish(process)[0] == -signal.SIGKILL
+    code, err = finish(start(workdir, method="scene_clustering"))
+    assert code == 0, err
+    assert "resuming at step" in err
+    assert_like(workdir, whole)
 
 
 def test_sigterm_saves_and_exits_0(undisturbed, tmp_path):
