@@ -12,7 +12,8 @@ from sarjax.cli import common
 from sarjax.cli.common import Verb, command, dispatch, note, print_json
 from sarjax.cli.data import data_verb
 from sarjax.cli.maps import export, predict
-from sarjax.cli.training import evaluate, recipes_verb, show, train_verb
+from sarjax.cli.tables import reproduce
+from sarjax.cli.training import evaluate, recipes_verb, report, show, train_verb
 from sarjax.errors import UserError
 
 
@@ -81,9 +82,11 @@ VERBS: dict[str, Verb] = {
     "train": train_verb,
     "eval": command("eval", evaluate),
     "show": command("show", show),
+    "report": command("report", report),
     "predict": command("predict", predict),
     "export": command("export", export),
     "models": command("models", models),
+    "reproduce": command("reproduce", reproduce),
 }
 
 

@@ -1,0 +1,350 @@
+"""Tables: runs their rows, goes on where it stopped, aggregates seeds and compares (`sarjax reproduce`).
+
+WORKDIR/<data>/ <row>-<seed>/ (runs)  table.json  table.md  intervals.json, and for made-up scenes scenes/  records/
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from sarjax import config as configs
+from sarjax import recipes
+from sarjax.config import Config
+from sarjax.data.build import build, console_progress
+from sarjax.data.store import Dataset, find, open_dataset
+from sarjax.data.synthesis import synthesize
+from sarjax.errors import UserError, unknown
+from sarjax.files import write_atomically
+from sarjax.machine import visible_cores
+from sarjax.recipes.tables import ABOUT, TABLES, Row, Table, all_rows, on
+from sarjax.reports.comparison import markdown
+from sarjax.reports.rows import collect, compared, read_object, read_record, read_result, vouch, write_record
+from sarjax.reports.run import evaluate_run
+from sarjax.train import teacher as teachers
+from sarjax.train.loop import make_method, train
+from sarjax.train.run import newest_whole, read_manifest, resolve
+
+SCENES, SIZE = 20, (1024, 1024)  # of made-up scenes: 14 to train on, 2 to validate, 4 to test
+EVALUATIONS = 20  # of a run on val, from which the best checkpoint is chosen
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be run, and where.
+
+    chosen: rows in the order in which they run; the table shows every row that has results. adapt: changes each row's
+    configuration last.
+    """
+
+    paper: str
+    tables: tuple[Table, ...]
+    chosen: tuple[Row, ...]
+    data: str
+    folder: Path
+    seeds: int = 3
+    preset: str = ""
+    data_dir: str = ""
+    test: bool = False
+    adapt: Callable[[Config], Config] = lambda config: config
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        return all_rows(self.tables)
+
+    def config(self, row: Row, seed: int = 0) -> Config:
+        """UserError where the row's recipe does not exist."""
+        config = self.adapt(on(recipes.find(row.recipe), self.data, self.preset))
+        return dataclasses.replace(
+            config,
+            experiment=dataclasses.replace(config.experiment, seed=seed),
+            execution=dataclasses.replace(config.execution, data_dir=self.data_dir),
+        )
+
+    def run(self, row: str, seed: int) -> Path:
+        return self.folder / f"{row}-{seed}"
+
+    def known_configs(self) -> dict[str, Config]:
+        """Of the paper's rows whose recipes exist."""
+        found = {}
+        for row in self.rows.values():
+            with contextlib.suppress(UserError):
+                found[row.name] = self.config(row)
+        return found
+
+
+class Outcome(NamedTuple):
+    """What `reproduce` leaves: the document of table.json, what failed ({run: sentence}), whether it was stopped."""
+
+    document: dict[str, Any]
+    failures: dict[str, str]
+    stopped: bool
+
+
+def make_plan(
+    paper: str,
+    workdir: Path,
+    *,
+    data: str = "whu_opt_sar",
+    rows: Sequence[str] = (),
+    seeds: int = 3,
+    preset: str = "",
+    epochs: float = 0.0,
+    data_dir: str = "",
+    test: bool = False,
+) -> Plan:
+    """The plan of `paper` (a key of `TABLES`) on `data`; UserError for unknown names and impossible numbers.
+
+    rows: which ("" = all), with the teachers that they need. epochs: of every row instead of its own (0 = its own).
+    """
+    if paper not in TABLES:
+        raise unknown("paper", paper, TABLES)
+    everything = all_rows(TABLES[paper])
+    wanted = set(rows or everything)
+    for name in rows:
+        if name not in everything:
+            raise unknown(f"row of {paper}", name, everything)
+    for name in reversed(everything):  # a teacher comes before its student
+        if name in wanted and everything[name].teacher:
+            wanted.add(everything[name].teacher)
+    if seeds < 1:
+        raise UserError(f"--seeds is {seeds}, but should be a whole number from 1.")
+    if not 0 <= epochs < math.inf:
+        raise UserError(f"--epochs is {epochs}, but should be a number above 0, or 0 for each row's own.")
+    folder = workdir / data
+    if data == "synthetic":
+        if data_dir:
+            raise UserError(
+                f"--data-dir {data_dir} does not go with --data synthetic, whose records are made in "
+                f"{folder / 'records'}; leave it out."
+            )
+        data_dir = str(folder / "records")
+
+    def adapt(config: Config) -> Config:
+        if not epochs:
+            return config
+        return dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, epochs=epochs, steps=0))
+
+    chosen = tuple(row for name, row in everything.items() if name in wanted)
+    on(Config(), data, preset)  # the names, before anything is done
+    return Plan(paper, TABLES[paper], chosen, data, folder, seeds, preset, data_dir, test, adapt)
+
+
+def host_devices(plan: Plan) -> int:
+    """CPU devices for all runs: as many as runs that are there have, else one per core that batches can be cut over."""
+    for manifest in sorted(plan.folder.glob("*/manifest.json")):
+        if fixed := read_manifest(manifest.parent).get("host_devices", 0):
+            return fixed
+    experiments = [config.experiment for config in plan.known_configs().values()]
+    rows = math.gcd(*(max(1, e.batch_size // max(1, e.accumulate)) for e in experiments)) or 1
+    return next(n for n in range(min(visible_cores(), rows), 0, -1) if rows % n == 0)
+
+
+def reproduce(plan: Plan, *, say: Say = print) -> Outcome:
+    """Runs what is not done, all chosen rows with seed 0 first, then with seed 1, ...; writes the table after each.
+
+    A run that fails is noted with its sentence, and the others go on; those that it should teach fail with it.
+    SIGTERM saves the run that is under way and returns. UserError, before anything runs, where records are missing.
+    """
+    if plan.data == "synthetic":
+        _make_records(plan, say)
+    datasets = _open_all(plan)
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"cannot write to {plan.folder}: {e.strerror}; a writable --workdir would be accepted.") from e
+    failures: dict[str, str] = {}
+    jobs = [(row, seed) for seed in range(plan.seeds) for row in plan.chosen]
+    stopped = False
+    try:
+        with _terminate_raises() as listen:
+            for number, (row, seed) in enumerate(jobs, 1):
+                listen()  # a training that failed may have left its own handler
+                run = plan.run(row.name, seed)
+                say(f"[{number}/{len(jobs)}] {run.name}")
+                try:
+                    _finish(plan, row, seed, datasets, failures, say)
+                    listen()
+                    for split in ("val", "test") if plan.test and row.test else ("val",):
+                        _ensure_evaluated(run, split, plan.data_dir, say)
+                except (UserError, jax.errors.JaxRuntimeError) as e:  # the latter: out of memory, most of all
+                    failures[run.name] = next(iter(str(e).splitlines()), type(e).__name__)
+                    say(f"{run.name} failed: {failures[run.name]}")
+                jax.clear_caches()  # a compiled step is of no use to the next run
+                write_table(plan, datasets, failures)
+    except _Stopped:
+        stopped = True
+        say("stopped by signal; the same command goes on from there")
+    return Outcome(write_table(plan, datasets, failures), failures, stopped)
+
+
+def _key(config: Config) -> tuple[str, str]:
+    return config.experiment.data.name, config.experiment.data.config
+
+
+def _open_all(plan: Plan) -> dict[tuple[str, str], Dataset]:
+    """The data sets of the chosen rows."""
+    known = plan.known_configs()
+    keys = {_key(known[row.name]) for row in plan.chosen if row.name in known}
+    return {key: open_dataset(*key, plan.data_dir) for key in sorted(keys)}
+
+
+def _make_records(plan: Plan, say: Say) -> None:
+    """Scenes and records of `--data synthetic`, the same everywhere, where they are not there yet."""
+    known = plan.known_configs()
+    for name, config in sorted({_key(known[row.name]) for row in plan.chosen if row.name in known}):
+        if find(name, config, plan.data_dir) is None:
+            say(f"{SCENES} made-up scenes of {SIZE[0]}x{SIZE[1]} pixels and their records, once, in {plan.folder}")
+            with console_progress("synthesize") as progress:
+                synthesize(plan.folder / "scenes", SCENES, SIZE, 0, progress=progress)
+            with console_progress("build") as progress:
+                build(name, plan.folder / "scenes", plan.data_dir, config, progress=progress, say=say)
+
+
+def _finish(
+    plan: Plan,
+    row: Row,
+    seed: int,
+    datasets: Mapping[tuple[str, str], Dataset],
+    failures: Mapping[str, str],
+    say: Say,
+) -> None:
+    """Trains a run to its last step, from where it is. UserError as `train`; _Stopped where a signal ended it."""
+    run, config = plan.run(row.name, seed), plan.config(row, seed)
+    dataset = datasets[_key(config)]
+    teacher = plan.run(row.teacher, seed) if row.teacher else None
+    if teacher is not None and teacher.name in failures:
+        raise UserError(f"its teacher {teacher.name} failed, and without it there is nothing to learn from.")
+    resolved = resolve(run, config, dataset)
+    copied = run / "teacher"
+    known = teachers.describe(copied if copied.is_dir() else teacher) if teacher else None
+    schedule = make_method(resolved, dataset, known, run, 0)[1]
+    record = read_record(run)
+    if _last_step(run) < schedule.steps:
+        began = time.monotonic()
+        try:
+            config = _with_cadence(config, schedule.steps, schedule.steps_per_epoch)
+            state = train(config, run, teacher=teacher, dataset=dataset, say=say)
+        finally:
+            if (run / "config.json").exists():
+                record["seconds"] = record.get("seconds", 0.0) + time.monotonic() - began
+                write_record(run, record)
+        if int(state.step) < schedule.steps:
+            raise _Stopped
+    if record.get("step") != schedule.steps:
+        checkpoints, step = newest_whole(run, ("checkpoints",), say)
+        leaves = jax.tree.leaves(checkpoints.stored(step)["params"])
+        write_record(run, record | {"step": step, "parameters": sum(math.prod(leaf.shape) for leaf in leaves)})
+
+
+def _with_cadence(config: Config, steps: int, steps_per_epoch: float) -> Config:
+    """Evaluated `EVALUATIONS` times, or once an epoch where that is rarer, whatever the data set's size."""
+    e = config.execution
+    every = math.ceil(max(steps_per_epoch, steps / EVALUATIONS))
+    execution = dataclasses.replace(
+        e,
+        evaluate_every=e.evaluate_every or every,
+        checkpoint_every=e.checkpoint_every or every,
+        log_every=e.log_every and max(e.log_every, steps // 100),
+    )
+    return dataclasses.replace(config, execution=execution)
+
+
+def _last_step(run: Path) -> int:
+    """The step of the newest whole checkpoint; 0 where there is none."""
+    try:
+        return newest_whole(run, ("checkpoints",), lambda line: None)[1]
+    except UserError:
+        return 0
+
+
+def _ensure_evaluated(run: Path, split: str, data_dir: str, say: Say) -> None:
+    """Evaluates the best checkpoint, unless the results that are there are its own."""
+    checkpoints, step = newest_whole(run, ("best", "checkpoints"), say)
+    checkpoint = f"{checkpoints.directory.name}/{step}"
+    if read_result(run, split, checkpoint) is None:
+        say(f"{run.name}: {checkpoint} on {split}")
+        evaluate_run(run, split=split, data_dir=data_dir, say=say)
+        vouch(run, split, checkpoint)
+
+
+def write_table(plan: Plan, datasets: Mapping[tuple[str, str], Dataset], failures: Mapping[str, str]) -> dict[str, Any]:
+    """Writes table.json and table.md from what the runs left; returns the former's document."""
+    file = plan.folder / "intervals.json"
+    known = read_object(file)
+    before = len(known)
+    document = _document(plan, datasets, failures, known)
+    if len(known) > before:
+        write_atomically(file, json.dumps(known, indent=1, allow_nan=False) + "\n")
+    write_atomically(plan.folder / "table.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_atomically(plan.folder / "table.md", markdown(document))
+    return document
+
+
+def _document(
+    plan: Plan,
+    datasets: Mapping[tuple[str, str], Dataset],
+    failures: Mapping[str, str],
+    known: dict[str, Any],
+) -> dict[str, Any]:
+    expected = plan.known_configs()
+    baseline = plan.tables[0].baseline
+    setting = []
+    if baseline in expected:
+        recipe = recipes.find(plan.rows[baseline].recipe)
+        setting = configs.difference(recipe.experiment, expected[baseline].experiment)
+    for name, config in expected.items():
+        if _key(config) in datasets:
+            data = dataclasses.replace(config.experiment.data, fingerprint=datasets[_key(config)].fingerprint)
+            expected[name] = dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, data=data))
+    found = collect(plan.folder, expected, baseline)
+    return {
+        "paper": plan.paper,
+        "data": plan.data,
+        "about": ABOUT[plan.data],
+        "preset": plan.preset,
+        "command": shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+        "setting": setting,
+        "records": found.records,
+        "machines": found.machines,
+        "tested": [row.name for row in plan.rows.values() if row.test],
+        "failures": dict(failures),
+        "left_out": found.left_out,
+        "tables": [compared(table, found, table.data == plan.data, known) for table in plan.tables],
+        "rows": {name: facts | {"teacher": plan.rows[name].teacher or None} for name, facts in found.rows.items()},
+    }
+
+
+class _Stopped(BaseException):
+    """SIGTERM came, or ended a training: nothing that catches errors should hold it up."""
+
+
+@contextlib.contextmanager
+def _terminate_raises() -> Iterator[Callable[[], None]]:
+    """SIGTERM raises `_Stopped`, between runs: during one the training loop listens itself. Yields what starts that."""
+
+    def stop(*_: Any) -> None:
+        raise _Stopped
+
+    def listen() -> None:
+        with contextlib.suppress(ValueError):  # outside the main thread nobody can send it a signal
+            signal.signal(signal.SIGTERM, stop)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        listen()
+        yield listen
+    finally:
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,158 @@
+"""What the runs of a table's rows left in a folder: FOLDER/<row>-<seed>.
+
+A run's `reproduce.json` says how far it came and which results belong to which of its checkpoints.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sarjax import config as configs
+from sarjax.config import Config
+from sarjax.files import file_digest, write_atomically
+from sarjax.recipes.tables import Table
+from sarjax.reports.comparison import Result, Results, compare
+from sarjax.reports.evaluation import read_json
+from sarjax.spec import DatasetSpec
+from sarjax.train.run import read_config, read_data_description, read_manifest
+
+SPLITS = ("val", "test")
+
+
+class Collected(NamedTuple):
+    """Of finished runs: results by split, facts by row; the records and machines that they ran on, a line each.
+
+    left_out: a sentence for each run of another experiment. spec: of the data (None = there are no runs).
+    """
+
+    results: Mapping[str, Results]
+    rows: dict[str, dict[str, Any]]
+    records: list[str]
+    machines: list[str]
+    left_out: list[str]
+    spec: DatasetSpec | None
+
+
+def collect(folder: Path, expected: Mapping[str, Config], baseline: str) -> Collected:
+    """The finished runs of every row, whoever ran them.
+
+    expected: {row: configuration}; its seed is any, and a fingerprint "" is any. baseline: the row that the facts say
+    the difference from.
+    """
+    results: dict[str, dict[str, dict[int, Result]]] = {split: {} for split in SPLITS}
+    rows: dict[str, dict[str, Any]] = {}
+    left_out: list[str] = []
+    records, machines, spec = {}, {}, None
+    for name, config in expected.items():
+        runs: dict[str, dict[str, Any]] = {}
+        for seed, run in _finished(folder, name, config, left_out):
+            spec = read_data_description(run)[0]
+            records[_records(run)] = machines[_machine(run)] = None
+            manifest = read_manifest(run)
+            runs[str(seed)] = read_record(run) | {"looks_at_test": len(manifest.get("test_looks", []))}
+            for split in SPLITS:
+                result = read_result(run, split)
+                if result:
+                    results[split].setdefault(name, {})[seed] = result
+        seconds = [r["seconds"] for r in runs.values() if "seconds" in r]
+        rows[name] = {
+            "recipe": config.recipe,
+            "differs": configs.difference(expected[baseline].experiment, config.experiment)
+            if baseline in expected
+            else [],
+            "seeds": [int(seed) for seed in runs],
+            "parameters": next((r["parameters"] for r in runs.values()), None),
+            "seconds": sum(seconds) / len(seconds) if seconds else None,
+            "runs": runs,
+        }
+    return Collected(results, rows, list(records), list(machines), left_out, spec)
+
+
+def compared(table: Table, collected: Collected, same_data: bool, known: dict[str, Any]) -> dict[str, Any]:
+    """A table as JSON values: what it is, and `compare` by split. known: intervals, as `compare` has them."""
+    names = {row.name for row in table.rows}
+    spec, splits = collected.spec, {}
+    for split, results in collected.results.items():
+        if spec is not None and names & results.keys():
+            splits[split] = compare(table, results, spec, same_data, known)
+    return {
+        "name": table.name,
+        "title": table.title,
+        "source": table.source,
+        "figures_of": table.data,
+        "same_data": same_data,
+        "note": table.note,
+        "baseline": table.baseline,
+        "metrics": list(table.metrics),
+        "splits": splits,
+    }
+
+
+def _finished(folder: Path, name: str, expected: Config, left_out: list[str]) -> list[tuple[int, Path]]:
+    """(seed, run) of a row's finished runs; those of another experiment are told to `left_out`."""
+    found = []
+    for run in folder.glob(f"{name}-*"):
+        seed = re.fullmatch(re.escape(name) + r"-(\d+)", run.name)
+        if not seed or "step" not in read_record(run):
+            continue
+        here, wanted = read_config(run).experiment, expected.experiment
+        fingerprint = wanted.data.fingerprint or here.data.fingerprint
+        data = dataclasses.replace(wanted.data, fingerprint=fingerprint)
+        changed = configs.difference(here, dataclasses.replace(wanted, data=data, seed=int(seed[1])))
+        if changed:
+            left_out.append(f"{run.name} is of another experiment than is asked for ({'; '.join(changed)}).")
+        else:
+            found.append((int(seed[1]), run))
+    return sorted(found)
+
+
+def _records(run: Path) -> str:
+    data, tiles = read_config(run).experiment.data, read_data_description(run)[1].tiles
+    counted = ", ".join(f"{n} {split}" for split, n in tiles.items())
+    return f"{data.name}{f' ({data.config})' if data.config else ''}, fingerprint {data.fingerprint}, tiles: {counted}"
+
+
+def _machine(run: Path) -> str:
+    start = read_manifest(run)["starts"][0]
+    versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
+    return f"{start['devices']} x {start['device']}, Python {start['python']}, {versions}"
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """RUN/reproduce.json: {"seconds" of training, "step" and "parameters" once finished, "evaluated": by split}."""
+    return read_object(run / "reproduce.json")
+
+
+def write_record(run: Path, record: Mapping[str, Any]) -> None:
+    write_atomically(run / "reproduce.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Of a JSON file; empty where there is none that can be read: what it held is then made again."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_result(run: Path, split: str, checkpoint: str = "") -> Result | None:
+    """The evaluation of a run that its record vouches for; None where it is not there, or not of `checkpoint`."""
+    file, of = results_file(run, split), read_record(run).get("evaluated", {}).get(split)
+    if not of or not file.is_file() or file_digest(file)[1] != of["sha256"]:
+        return None
+    return Result(read_json(file), of["sha256"]) if checkpoint in ("", of["checkpoint"]) else None
+
+
+def vouch(run: Path, split: str, checkpoint: str) -> None:
+    """Notes in a run's record that its results on `split` are of `checkpoint`."""
+    record = read_record(run)
+    of = {"checkpoint": checkpoint, "sha256": file_digest(results_file(run, split))[1]}
+    write_record(run, record | {"evaluated": record.get("evaluated", {}) | {split: of}})
+
+
+def results_file(run: Path, split: str) -> Path:
+    return run / "eval" / f"{split}-best.json"
