@@ -1,4 +1,4 @@
-"""Verbs of a run: recipes, train, eval, show."""
+"""Verbs of a run: recipes, train, eval, show, report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,3 +167,39 @@ def show(run: Positional[Path], json: FlagCreatePairsOff[bool] = False) -> None:
     picture = draw_curves(run)
     if picture:
         note(f"written: {picture}")
+
+
+def report(
+    run: Positional[Path],
+    what: Positional[Literal["clusters"]],
+    split: Literal["train", "val", "test"] = "val",
+    tiles: int = 6,
+    checkpoint: Literal["best", "last"] = "best",
+    data_dir: str = "",
+    json: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Report what a run has found: `clusters` of scenes, as a PNG sheet and JSON
+
+    Args:
+        run: the run's directory.
+        what: clusters: sizes, mix of classes and nearest tiles of each cluster of scenes.
+        split: whose tiles.
+        tiles: how many tiles of each cluster to draw.
+        checkpoint: the best on val, or the last.
+        data_dir: where built records are ("" = as the run was trained, else $SARJAX_DATA_DIR or ~/sarjax_data).
+        json: print JSON instead of text.
+    """
+    from sarjax.train.run import read_manifest
+
+    common.devices(read_manifest(run).get("host_devices", 0))
+    from sarjax.reports.clusters import report_clusters
+
+    found, files = report_clusters(run, split=split, tiles=tiles, checkpoint=checkpoint, data_dir=data_dir, say=note)
+    if json:
+        print_json(found)
+    else:
+        for cluster in found:
+            mix = sorted(cluster["classes"].items(), key=lambda item: -(item[1] or 0))[:3]
+            shares = ", ".join(f"{name} {share:.0%}" for name, share in mix if share)
+            print(f"cluster {cluster['cluster']:>3}  {cluster['tiles']:>6} tiles ({cluster['share']:6.1%})  {shares}")
+    note(f"written: {', '.join(str(p) for p in files)}")

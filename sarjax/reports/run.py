@@ -47,8 +47,8 @@ def evaluate_run(
     from sarjax.train.run import read_config, read_manifest, restore_run, write_manifest
 
     mesh = make_mesh(Mesh())
-    dataset = _data_of(run, read_config(run), split, data_dir)
-    folder = _results_folder(run)
+    dataset = data_of(run, read_config(run), split, data_dir)
+    folder = results_folder(run)
     restored = restore_run(run, mesh, checkpoint=checkpoint, ema=ema, say=say)
     heads = restored.method.heads
     name = head or next(iter(heads))
@@ -78,7 +78,7 @@ def evaluate_run(
     return EvaluatedRun(evaluation, dataset.spec, restored.step, files)
 
 
-def _data_of(run: Path, config: Config, split: str, data_dir: str) -> Dataset:
+def data_of(run: Path, config: Config, split: str, data_dir: str) -> Dataset:
     """The data set that `run` was trained on; UserError for another, or without `split`."""
     data = config.experiment.data
     dataset = open_dataset(data.name, data.config, data_dir or config.execution.data_dir)
@@ -92,9 +92,9 @@ def _data_of(run: Path, config: Config, split: str, data_dir: str) -> Dataset:
     return dataset
 
 
-def _results_folder(run: Path) -> Path:
-    """RUN/eval, made where it is not there; UserError where nothing can be written to it."""
-    folder = run / "eval"
+def results_folder(run: Path, name: str = "eval") -> Path:
+    """RUN/`name`, made where it is not there; UserError where nothing can be written to it."""
+    folder = run / name
     try:
         folder.mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -167,7 +167,7 @@ def draw_panels(run: Path, out: Path, *, split: str = "val", tiles: int = 4, dat
 
     mesh = make_mesh(Mesh())
     restored = restore_run(run, mesh)
-    dataset = _data_of(run, restored.config, split, data_dir)
+    dataset = data_of(run, restored.config, split, data_dir)
     rows = dataset.split(split)
     chosen = [rows[int(i)] for i in np.linspace(0, len(rows) - 1, min(tiles, len(rows))).round()]
     head = next(iter(restored.method.heads.values()))
