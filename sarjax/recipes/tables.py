@@ -7,10 +7,9 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from sarjax import recipes
 from sarjax.config import Config, Data, Experiment, Inputs
 from sarjax.errors import unknown
-from sarjax.recipes import ombria, synthetic
+from sarjax.recipes import cpu, ombria, synthetic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _trained_like(e: Experiment, like: Experiment) -> Experiment:
 
 def _cpu(config: Config) -> Config:
     """The preset `cpu` of recipes (a quarter of the width, a third of the epochs) on crops of 128 pixels."""
-    config = recipes.PRESETS["cpu"](config)
+    config = cpu(config)
     augment = dataclasses.replace(config.experiment.augment, crop=128)
     return dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, augment=augment))
 
