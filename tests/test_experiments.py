@@ -171,7 +171,7 @@ def test_aggregates_what_the_runs_say(done):
     assert "2 test" in found
     assert any("batch_size" in line for line in outcome.document["setting"])
     text = (folder / "table.md").read_text()
-    for part in ("As printed, of elsewhere", "A note.", "Minus `plain`", "printed plain < dice", "±"):
+    for part in ("own split of elsewhere: other data", "A note.", "Minus `plain`", "printed plain < dice", "±"):
         assert part in text, part
 
 
@@ -299,6 +299,17 @@ def test_what_is_wrong_is_one_sentence(tmp_path, capsys):
     assert not (tmp_path / "w").exists()
 
 
+def test_stopped_is_no_success(tmp_path, monkeypatch, capsys):
+    document = {"paper": "two", "data": "ombria", "command": "", "about": "", "preset": ""}
+    document |= {name: [] for name in ("records", "machines", "setting", "tested", "left_out", "tables")}
+    outcome = experiments.Outcome(document | {"failures": {}, "rows": {}}, {}, True)
+    monkeypatch.setattr(experiments, "reproduce", lambda plan, say: outcome)
+    with pytest.raises(SystemExit) as e:
+        cli.main(["reproduce", "two", "--workdir", str(tmp_path)])
+    assert e.value.code == 143
+    assert capsys.readouterr().out.startswith("# two on ombria")
+
+
 def test_makes_scenes_and_records_once(tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(experiments, "SCENES", 3)
@@ -306,10 +317,14 @@ def test_makes_scenes_and_records_once(tmp_path, monkeypatch):
     monkeypatch.setattr(
         experiments, "synthesize", lambda *a, real=experiments.synthesize, **k: made.append(real(*a, **k))
     )
-    monkeypatch.setattr(experiments, "_finish", lambda *a: (_ for _ in ()).throw(UserError("not now.")))
-    for _ in range(2):
+    for error in (UserError("not now."), jax.errors.JaxRuntimeError("out of memory\nat length")):
+
+        def fail(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(experiments, "_finish", fail)
         outcome = reproduce(make_plan("cheng", tmp_path, data="synthetic", rows=["lanet"], seeds=1), say=made.append)
-        assert outcome.failures == {"lanet-0": "not now."}
+        assert outcome.failures == {"lanet-0": str(error).splitlines()[0]}
     assert len([p for p in made if isinstance(p, Path)]) == 1
     assert (tmp_path / "synthetic" / "records" / "whu_opt_sar").is_dir()
 
@@ -404,6 +419,13 @@ def test_orders_are_computed():
         "pairs_in_the_papers_order": 3,
     }
     assert compare(table(("none", "one")), runs, SPEC, True, {})["orders"] == [], "nothing is printed"
+
+
+def test_what_a_row_is_about():
+    lanet, pspnet, wide = recipes.find("cheng_lanet"), recipes.find("cheng_pspnet"), recipes.find("ombria_s1_plain")
+    assert rows.differs(lanet, lanet) == []
+    assert rows.differs(lanet, pspnet) == ["network.name: 'lanet' -> 'pspnet'"]
+    assert "epochs: 50.0 -> 120.0" in rows.differs(lanet, wide)
 
 
 PUBLISHED = [(paper, data, preset) for paper in TABLES for data in tables.DATA for preset in ("", *tables.PRESETS)]

@@ -232,7 +232,8 @@ def _split_lines(table: Mapping[str, Any], split: str, found: Mapping[str, Any])
     printed = [n for n in names if any(cells[n]["paper"] is not None for cells in rows.values())]
     if printed:
         same, of = table["same_data"], table["figures_of"]
-        yield "As printed (ours minus it):" if same else f"As printed, of {of}: other data, so no difference is taken:"
+        where = "split (ours minus it):" if same else f"split of {of}: other data, so no difference is taken:"
+        yield f"As printed, on the paper's own {where}"
         yield ""
         cell = _beside_paper if same else (lambda c: _number(c["paper"]))
         yield from _table(["row", *printed], [[row, *(cell(cells[n]) for n in printed)] for row, cells in rows.items()])

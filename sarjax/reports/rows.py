@@ -60,15 +60,20 @@ def collect(folder: Path, expected: Mapping[str, Config], baseline: str) -> Coll
         seconds = [r["seconds"] for r in runs.values() if "seconds" in r]
         rows[name] = {
             "recipe": config.recipe,
-            "differs": configs.difference(expected[baseline].experiment, config.experiment)
-            if baseline in expected
-            else [],
+            "differs": differs(expected[baseline], config) if baseline in expected else [],
             "seeds": [int(seed) for seed in runs],
             "parameters": next((r["parameters"] for r in runs.values()), None),
             "seconds": sum(seconds) / len(seconds) if seconds else None,
             "runs": runs,
         }
     return Collected(results, rows, list(records), list(machines), left_out, spec)
+
+
+def differs(baseline: Config, config: Config) -> list[str]:
+    """In what a row differs from the baseline; of another network, its name says enough."""
+    lines = configs.difference(baseline.experiment, config.experiment)
+    named = [line for line in lines if line.startswith("network.name:")]
+    return [line for line in lines if not (named and line.startswith("network."))] + named
 
 
 def compared(table: Table, collected: Collected, same_data: bool, known: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +127,10 @@ def _machine(run: Path) -> str:
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """RUN/reproduce.json: {"seconds" of training, "step" and "parameters" once finished, "evaluated": by split}."""
+    """RUN/reproduce.json: {"seconds" of training, "step" and "parameters" once finished, "evaluated": by split}.
+
+    A start that was killed (not by SIGTERM) leaves no seconds.
+    """
     return read_object(run / "reproduce.json")
 
 
