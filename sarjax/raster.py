@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import secrets
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,9 +20,15 @@ from sarjax.errors import UserError
 
 READABLE = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 # Beyond these a file is refused before anything is decoded: a few megabytes can unfold into terabytes.
-MOST_PIXELS = int(os.environ.get("SARJAX_MAX_PIXELS", 2**33))
+MOST_PIXELS = 2**33  # $SARJAX_MAX_PIXELS instead, where it is set
 MOST_BLOCK_BYTES = 2**30
 BLOCK = 256
+# Of decoded blocks, per process, in MB: enough for a row of windows of a wide scene stored in strips. By default GDAL
+# takes 5 % of the machine's memory. GDAL reads it from the environment, once; as an option of rasterio it is in bytes.
+os.environ.setdefault("GDAL_CACHEMAX", "512")
+# One at a time: a thread that reads may push out blocks that another one is just writing to its own file, and parts of
+# blocks that are shared by several bands were seen to be lost so.
+_ONE = threading.RLock()
 # First bytes, GDAL's name of the format, and what is found near the end of a whole file.
 _FORMATS = (
     *((magic, "GTiff", b"") for magic in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
@@ -124,7 +131,8 @@ class Reader:
         """The whole raster (h, w, c), thinned out (not averaged) to at most `side` pixels a side."""
         scale = max(1.0, max(self.info.height, self.info.width) / side)
         shape = (self.info.bands, max(1, round(self.info.height / scale)), max(1, round(self.info.width / scale)))
-        return np.moveaxis(self._file.read(out_shape=shape), 0, -1)
+        with _reading(self.path), _ONE:
+            return np.moveaxis(self._file.read(out_shape=shape), 0, -1)
 
     def _decode(self, how: str, window: Window | Sequence[int] | None) -> np.ndarray:
         part = None
@@ -138,7 +146,7 @@ class Reader:
                     f"{tuple(window)}."
                 )
             part = Part(column, row, width, height)
-        with _reading(self.path):
+        with _reading(self.path), _ONE:
             return getattr(self._file, how)(window=part)
 
 
@@ -155,9 +163,7 @@ def open_raster(path: str | os.PathLike) -> Iterator[Reader]:
 
     with contextlib.ExitStack() as stack:
         # Quiet while it is opened only: filters of warnings belong to the process, and a scene stays open for long.
-        with _reading(path), _quiet():
-            # Bounded: by default GDAL keeps decoded blocks in 5 % of the machine's memory.
-            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=128))
+        with _reading(path), _quiet(), _ONE:
             file = stack.enter_context(rasterio.open(path, driver=driver))
             _check_size(path, file)
             reader = Reader(path, file)
@@ -197,7 +203,7 @@ class Writer:
 
         row, column, height, width = window
         array = array[..., None] if array.ndim == 2 else array
-        with _writing(self._path):
+        with _writing(self._path), _ONE:
             self._file.write(np.moveaxis(array, -1, 0), window=Part(column, row, width, height))
 
 
@@ -234,28 +240,43 @@ def create(
     if georeference.crs is not None and not georeference.gcps:
         profile["crs"] = georeference.crs
     try:
-        with contextlib.ExitStack() as stack:
-            with _writing(path), _quiet():
-                stack.enter_context(rasterio.Env(GDAL_CACHEMAX=128))
-                file = rasterio.open(temporary, "w", **profile)
-            try:
-                with _writing(path):
-                    if georeference.gcps:
-                        file.gcps = georeference.gcps, georeference.crs
-                    if palette:
-                        colours = {i: (*rgb, 255) for i, rgb in enumerate(palette)}
-                        file.write_colormap(1, colours | ({int(no_data): (0, 0, 0, 0)} if no_data is not None else {}))
-                    for i, text in enumerate(descriptions):
-                        file.set_band_description(i + 1, text)
-                    file.update_tags(**(tags or {}))
-                yield Writer(path, file)
-            finally:
-                with _writing(path):
-                    file.close()
-        with _writing(path):
+        with _writing(path), _quiet(), _ONE:
+            file = rasterio.open(temporary, "w", **profile)
+        try:
+            with _writing(path), _ONE:
+                if georeference.gcps:
+                    file.gcps = georeference.gcps, georeference.crs
+                if palette:
+                    colours = {i: (*rgb, 255) for i, rgb in enumerate(palette)}
+                    file.write_colormap(1, colours | ({int(no_data): (0, 0, 0, 0)} if no_data is not None else {}))
+                for i, text in enumerate(descriptions):
+                    file.set_band_description(i + 1, text)
+                file.update_tags(**(tags or {}))
+            yield Writer(path, file)
+        finally:
+            with _writing(path), _ONE:
+                file.close()
+        with _writing(path), _quiet(), _ONE:
+            _check_whole(temporary, path)
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _check_whole(written: Path, path: Path) -> None:
+    """OSError unless every block of a file that was just written lies in it: closing says nothing of a full disk."""
+    import rasterio
+
+    room = f"its blocks are not all on the disk, which may be full ({written.stat().st_size} bytes are)"
+    try:
+        with rasterio.open(written, driver="GTiff") as f:
+            down, across = (-(-n // BLOCK) for n in (f.height, f.width))
+            for x, y in ((x, y) for y in range(down) for x in range(across)):
+                start, length = (f.get_tag_item(f"BLOCK_{what}_{x}_{y}", "TIFF", bidx=1) for what in ("OFFSET", "SIZE"))
+                if not start or not length or int(start) + int(length) > written.stat().st_size:
+                    raise OSError(room)
+    except rasterio.errors.RasterioError as e:
+        raise OSError(room) from e
 
 
 def write(path: str | os.PathLike, array: np.ndarray, **profile: Any) -> Path:
@@ -309,7 +330,8 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RasterioError) as e:
-        raise UserError(f"cannot write {path}: {_first_line(e)}; the folder must exist and be writable.") from e
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else _first_line(e)
+        raise UserError(f"cannot write {path}: {reason}; a writable folder with room for it is needed.") from e
 
 
 def _dtype_of(path: Path, file: Any) -> str:
@@ -320,10 +342,12 @@ def _dtype_of(path: Path, file: Any) -> str:
 
 
 def _check_size(path: Path, file: Any) -> None:
-    pixels = file.height * file.width * file.count
-    if pixels > MOST_PIXELS:
+    pixels, most = file.height * file.width * file.count, os.environ.get("SARJAX_MAX_PIXELS") or str(MOST_PIXELS)
+    if not most.isdecimal():
+        raise UserError(f"SARJAX_MAX_PIXELS is {most!r}, but should be a whole number of pixels.")
+    if pixels > int(most):
         raise UserError(
-            f"{path} declares {file.width} x {file.height} pixels in {file.count} bands, more than {MOST_PIXELS}: "
+            f"{path} declares {file.width} x {file.height} pixels in {file.count} bands, more than {most}: "
             "damaged or hostile; set SARJAX_MAX_PIXELS if it is neither."
         )
     together = file.count if file.interleaving is not None and file.interleaving.name == "pixel" else 1

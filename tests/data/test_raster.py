@@ -1,7 +1,9 @@
 """Rasters: round trips, windows, and one sentence for every broken file."""
 
 import os
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import fake_data
 import numpy as np
@@ -95,7 +97,7 @@ def test_a_window_lies_inside(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
-    with pytest.raises(UserError, match=r"cannot write .*gone/x.tif: .*must exist and be writable"):
+    with pytest.raises(UserError, match=r"cannot write .*gone/x.tif: .*a writable folder with room for it"):
         raster.write(tmp_path / "gone" / "x.tif", np.zeros((4, 4), np.uint8))
 
 
@@ -139,3 +141,65 @@ def test_tags_and_silence(tmp_path):
             assert f.read().all()
             assert f.thumbnail(8).shape == (6, 8, 1)
     assert not said
+
+
+@pytest.mark.parametrize(("bands", "dtype"), [(1, "uint8"), (5, "float32")])
+def test_a_file_that_the_disk_cut_off_does_not_appear(tmp_path, monkeypatch, bands, dtype):
+    """GDAL's closing says nothing of it."""
+    path, whole = tmp_path / "x.tif", raster._check_whole
+    image = np.random.default_rng(0).integers(0, 255, (600, 700, bands)).astype(dtype)
+
+    def cut_off(written, final):
+        os.truncate(written, written.stat().st_size - 100)
+        whole(written, final)
+
+    monkeypatch.setattr(raster, "_check_whole", cut_off)
+    with (
+        pytest.raises(UserError, match=r"cannot write .*x\.tif: .*the disk.*may be full"),
+        raster.create(path, 600, 700, bands, dtype) as f,
+    ):
+        f.write((0, 0, 600, 700), image)
+    assert os.listdir(tmp_path) == []
+    monkeypatch.setattr(raster, "_check_whole", whole)
+    with raster.create(path, 600, 700, bands, dtype) as f:
+        f.write((0, 0, 300, 700), image[:300])  # what is never written is filled up, and whole
+    np.testing.assert_array_equal(raster.read(path)[:300], image[:300])
+    assert not raster.read(path)[300:].any()
+
+
+def test_reading_and_writing_in_threads_at_once(tmp_path):
+    """Files of several bands, in small parts, under a cache that is soon full."""
+    rng = np.random.default_rng(0)
+    source = rng.integers(1, 255, (900, 900, 4), dtype=np.uint8)
+    fake_data.write_tiff(tmp_path / "source.tif", source)
+    image = rng.random((400, 420, 7), dtype=np.float32)
+    stop = threading.Event()
+
+    def keep_reading():
+        with raster.open_raster(tmp_path / "source.tif") as f:
+            while not stop.is_set():
+                y, x = rng.integers(0, 700, 2)
+                np.testing.assert_array_equal(f.read((y, x, 200, 200)), source[y : y + 200, x : x + 200])
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(keep_reading)
+        with raster.create(tmp_path / "x.tif", 400, 420, 7, "float32") as f:
+            for y in range(0, 400, 33):
+                for x in range(0, 420, 37):
+                    part = image[y : y + 33, x : x + 37]
+                    f.write((y, x, *part.shape[:2]), part)
+        stop.set()
+        reading.result()
+    np.testing.assert_array_equal(raster.read(tmp_path / "x.tif"), image)
+
+
+def test_a_limit_that_is_no_number(tmp_path, monkeypatch):
+    fake_data.write_tiff(tmp_path / "x.tif", np.zeros((4, 4), np.uint8))
+    monkeypatch.setenv("SARJAX_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="SARJAX_MAX_PIXELS is 'many', but should be a whole number"):
+        raster.read(tmp_path / "x.tif")
+    monkeypatch.setenv("SARJAX_MAX_PIXELS", "15")
+    with pytest.raises(UserError, match="declares 4 x 4 pixels in 1 bands, more than 15"):
+        raster.read(tmp_path / "x.tif")
+    monkeypatch.setenv("SARJAX_MAX_PIXELS", "16")
+    assert raster.size(tmp_path / "x.tif") == (4, 4, 1)
