@@ -55,6 +55,7 @@ def general_modules():
     """What knows nothing of papers: step, loop, checkpoints, sharding, data, evaluation, reports, command line."""
     for folder in ("train", "evaluate", "data", "augment", "reports", "scenes", "cli"):
         yield from sorted((PACKAGE / folder).glob("*.py"))
+    yield from (PACKAGE / "experiments.py", PACKAGE / "export.py", PACKAGE / "demo.py")
 
 
 BASES = {"MethodOptions", "Named", "NetworkOptions"}
