@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sarjax_datasets import builder
@@ -43,6 +44,7 @@ class Builder(builder.Builder):
         cls.config_name(config)
         scenes: list[Scene] = []
         problems: list[Problem] = []
+        known: set[str] = set()
         for sensor in (1, 2):
             if not (source / f"OmbriaS{sensor}").is_dir():
                 text = (
@@ -51,11 +53,13 @@ class Builder(builder.Builder):
                 )
                 problems.append(Problem("fatal", "missing", str(source), text))
         for part in ("train", "test") if not problems else ():
-            found, wrong = _paired(source, part)
+            found, wrong, names = _paired(source, part)
             scenes += found
             problems += wrong
-        chosen = without(scenes, options.exclude)
+            known |= names
+        chosen = without(scenes, options.exclude, known)
         splits = {scene.name: _split(*scene.name.split("/")) for scene in chosen}
+        problems += _in_both(chosen)
         return Layout(SPEC, {0: 0, 255: 1}, chosen, splits, tuple(problems), tile=SIDE)
 
 
@@ -68,12 +72,25 @@ def _split(part: str, number: str) -> str:
     return "val" if part == "train" and in_validation(number) else part
 
 
+def _in_both(scenes: Iterable[Scene]) -> Iterator[Problem]:
+    """Numbers, which are the ids of records, that both published parts have."""
+    first: dict[int | None, str] = {}
+    for scene in scenes:
+        other = first.setdefault(scene.tile_id, scene.name)
+        if other != scene.name:
+            text = f"{other} and {scene.name} have one number: a tile is in one split."
+            yield Problem("fatal", "split", scene.name, text)
+
+
 def _path(source: Path, part: str, number: str, sensor: int, kind: str) -> Path:
     return source / f"OmbriaS{sensor}" / part / kind.upper() / f"S{sensor}_{kind}_{number}.png"
 
 
-def _paired(source: Path, part: str) -> tuple[list[Scene], list[Problem]]:
-    """The complete tiles of a published part, by number. Both sensors have the same masks: those of S1 are read."""
+def _paired(source: Path, part: str) -> tuple[list[Scene], list[Problem], set[str]]:
+    """The complete tiles of a published part, by number, what is missing of others, and the names of all.
+
+    Both sensors have the same masks: those of S1 are read.
+    """
     numbers: set[str] = set()
     problems: list[Problem] = []
     for sensor, kind in [(1, "mask"), *((s, date) for s in SENSORS.values() for date in DATES)]:
@@ -85,10 +102,10 @@ def _paired(source: Path, part: str) -> tuple[list[Scene], list[Problem]]:
         found = (re.fullmatch(rf"S{sensor}_{kind}_(\d+)\.png", path.name) for path in folder.iterdir())
         numbers |= {match[1] for match in found if match}
     if problems:
-        return [], problems
+        return [], problems, set()
     if not numbers:
         text = f"{source} holds no tile in {part}: files like OmbriaS1/{part}/BEFORE/S1_before_0001.png are expected."
-        return [], [Problem("fatal", "missing", str(source), text)]
+        return [], [Problem("fatal", "missing", str(source), text)], set()
     scenes = []
     for number in sorted(numbers):
         images = {m: tuple(_path(source, part, number, s, date) for date in DATES) for m, s in SENSORS.items()}
@@ -97,4 +114,4 @@ def _paired(source: Path, part: str) -> tuple[list[Scene], list[Problem]]:
         problems += [missing(scene.name, path) for path in gone]
         if not gone:
             scenes.append(scene)
-    return scenes, problems
+    return scenes, problems, {f"{part}/{number}" for number in numbers}

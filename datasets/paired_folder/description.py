@@ -91,6 +91,8 @@ def parse(content: Mapping[str, Any], where: str, source: Path, own_splits: bool
     for other in excluded:
         if other not in [c.name for c in classes]:
             raise unknown(f"class in excluded of {where}", other, [c.name for c in classes])
+    if {c.name for c in classes} <= set(excluded):
+        raise UserError(f"excluded in {where} names all classes: averages need at least one that is not excluded.")
     mentioned = [m for m in MODALITIES if m in content] or [m for m in MODALITIES if (source / m).is_dir()]
     if not mentioned:
         raise UserError(f"{where} describes no images: a table [sar], [optical] or both is needed.")

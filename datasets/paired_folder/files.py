@@ -10,8 +10,8 @@ from sarjax.data.layout import Problem, Scene, listed, missing, read_names, spli
 from sarjax.errors import UserError
 
 
-def scenes(source: Path, description: Description) -> tuple[list[Scene], list[Problem]]:
-    """The complete scenes of `source` by name, and what is missing of others."""
+def scenes(source: Path, description: Description) -> tuple[list[Scene], list[Problem], set[str]]:
+    """The complete scenes of `source` by name, what is missing of others, and the names of all."""
     places = {
         m.name: [(source / folder, suffix) for folder, suffix in zip(m.folders, m.suffixes, strict=True)]
         for m in description.modalities
@@ -24,7 +24,7 @@ def scenes(source: Path, description: Description) -> tuple[list[Scene], list[Pr
         if not folder.is_dir()
     ]
     if problems:
-        return [], problems
+        return [], problems, set()
     found: dict[tuple[Path, str], dict[str, Path]] = {}
     ambiguous: set[str] = set()
     for place in dict.fromkeys(every):
@@ -43,7 +43,7 @@ def scenes(source: Path, description: Description) -> tuple[list[Scene], list[Pr
         text = f"{source} holds no scene with a file in each of {listed(sorted({str(f) for f, _ in every}))}"
         text += f": files of one name ({', '.join(raster.READABLE)}) are expected there."
         problems.insert(0, Problem("fatal", "missing", str(source), text))
-    return complete, problems
+    return complete, problems, {*names, *ambiguous}
 
 
 def _files(folder: Path, suffix: str) -> tuple[dict[str, Path], list[Problem]]:
@@ -69,7 +69,7 @@ def splits(
 ) -> tuple[dict[str, str], list[Problem], str]:
     """({scene: split}, problems, a line for the user) of the `complete` scenes.
 
-    known: names of scenes that may be listed though they are not built, such as those that are left out.
+    known: names of scenes that may be listed though they are not built: what is missing of them has been said.
     """
     listed_in: dict[str, list[tuple[str, Path]]] = {}
     problems: list[Problem] = []

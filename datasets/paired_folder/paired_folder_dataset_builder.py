@@ -38,10 +38,9 @@ class Builder(builder.Builder):
         Bands and dtypes that it does not say are those of the first scene, whose headers alone are opened.
         """
         described = describe(source, config, options.description)
-        found, problems = files.scenes(source, described)
-        scenes = without(found, options.exclude)
-        names = [scene.name for scene in scenes]
-        splits, wrong, notice = files.splits(source, described, names, (scene.name for scene in found))
+        found, problems, known = files.scenes(source, described)
+        scenes = without(found, options.exclude, known)
+        splits, wrong, notice = files.splits(source, described, [scene.name for scene in scenes], known)
         spec, unreadable = _spec(described, scenes[0] if scenes else None)
         return Layout(
             spec,
@@ -82,14 +81,26 @@ def describe(source: Path, config: str, own: Path | None) -> Description:
             )
         content = describing.read(path)
         described = describing.parse(content, str(path), source, "split" in content)
+        _check_name(described.name, config, str(path))
         if config and config != described.name:
             raise unknown("configuration of paired_folder", config, [described.name, *PRESETS])
         return described
     content = describing.read(path) if own or path.is_file() else {}
     where = f"{path} with the description of {config}" if content else f"the description of {config}"
-    return describing.parse(
+    described = describing.parse(
         describing.merged(tomllib.loads(PRESETS[config]), content), where, source, "split" in content
     )
+    _check_name(described.name, config, where)
+    return described
+
+
+def _check_name(name: str, config: str, where: str) -> None:
+    """UserError where records of one's own would lie where those of a built-in description do."""
+    if name in PRESETS and name != config:
+        raise UserError(
+            f"name in {where} is {name!r}, as a built-in description is called: --config {name} builds by that one, "
+            f"and any other name than {', '.join(PRESETS)} is accepted."
+        )
 
 
 def _spec(described: Description, scene: Scene | None) -> tuple[DatasetSpec, list[Problem]]:

@@ -88,9 +88,8 @@ class Builder(builder.Builder):
     @classmethod
     def layout(cls, source: Path, config: str = "", options: Options = NO_OPTIONS) -> Layout:
         cut = CUTS[cls.config_name(config)]
-        found, problems = _scenes(source, cut.dates)
-        official = {without_ending(name) for name in _official()}
-        scenes = without(found, options.exclude, official)
+        found, problems, known = _scenes(source, cut.dates)
+        scenes = without(found, options.exclude, known | {without_ending(name) for name in _official()})
         if cut.random:
             splits = {}
         else:
@@ -143,13 +142,13 @@ def _official() -> dict[str, str]:
     return dict.fromkeys(train, "train") | dict.fromkeys(validation, "val") | dict.fromkeys(test, "test")
 
 
-def _scenes(source: Path, dates: int) -> tuple[list[Scene], list[Problem]]:
-    """The complete scenes by name; what is missing of others, and which published scenes are not there at all."""
+def _scenes(source: Path, dates: int) -> tuple[list[Scene], list[Problem], set[str]]:
+    """The complete scenes by name; what is missing of others or not there at all; the names of all that are there."""
     folders = [_folders(source, date) for date in range(1, dates + 1)]
     problems = [_no_folder(folder, date) for date, group in enumerate(folders, 1) for folder in group]
     problems = [problem for problem in problems if problem]
     if problems:
-        return [], problems
+        return [], problems, set()
     names = {path.name for group in folders for folder in group for path in folder.iterdir() if _is_scene(path)}
     scenes = []
     for name in sorted(names):
@@ -170,7 +169,7 @@ def _scenes(source: Path, dates: int) -> tuple[list[Scene], list[Problem]]:
     if absent and names & set(_official()):
         text = f"{source} lacks {len(absent)} of the 100 published scenes: {listed(map(without_ending, absent))}."
         problems.append(Problem("warning", "missing", str(source), text))
-    return scenes, problems
+    return scenes, problems, {without_ending(name) for name in names}
 
 
 def _is_scene(path: Path) -> bool:

@@ -37,7 +37,7 @@ if __name__ == "__main__":
 """
 
 
-def are_gone(processes, seconds=20):
+def are_gone(processes, seconds=240):
     """Whether all of `processes` have ended within `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -262,7 +262,7 @@ class TestJobs:
         out = tmp_path / "out"
         script = WORKING.format(end="os.kill(os.getpid(), signal.SIGKILL)")
         result = subprocess.run(
-            [sys.executable, "-c", script, whu_source, out], check=False, capture_output=True, text=True, timeout=90
+            [sys.executable, "-c", script, whu_source, out], check=False, capture_output=True, text=True, timeout=600
         )
         assert result.returncode == -signal.SIGKILL
         workers = [int(pid) for pid in result.stdout.split()]
@@ -278,15 +278,20 @@ class TestJobs:
     @pytest.mark.parametrize("everyone", [True, False])
     def test_an_interrupt_ends_all(self, tmp_path, whu_source, everyone):
         """As Ctrl-C does, which goes to the workers too; and one that goes to the build alone."""
-        script = WORKING.format(end="time.sleep(60)")
+        # Longer than all limits below: it is the interrupt that ends it. A loaded machine may take minutes.
+        script = WORKING.format(end="time.sleep(3600)")
         command = [sys.executable, "-c", script, whu_source, tmp_path / "out"]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        workers = [int(pid) for pid in process.stdout.readline().split()]
-        assert len(workers) == 2
-        (os.killpg if everyone else os.kill)(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        try:
+            workers = [int(pid) for pid in process.stdout.readline().split()]
+            assert len(workers) == 2
+            (os.killpg if everyone else os.kill)(process.pid, signal.SIGINT)
+            _, errors = process.communicate(timeout=240)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         assert process.returncode not in (0, None)
         assert errors.count("Traceback") == errors.count("KeyboardInterrupt") == 1
         assert are_gone(workers)

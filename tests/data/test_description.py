@@ -180,6 +180,11 @@ TOP, SAR = 'name = "x"', 'radiometry = "db"'
             "value = 1\ncolor = [1, 2, 3]",
             "unknown key in .*number 2 of x.toml 'color': did you",
         ),
+        (
+            'name = "x"',
+            'name = "x"\nexcluded = ["b", "a"]',
+            "excluded in x.toml names all classes: averages need at least one",
+        ),
         ('[[class]]\nname = "b"\nvalue = 1', "", r"x.toml has 1 \[\[class\]\] tables: 2 to 255 are accepted"),
         (
             "value = 1",

@@ -77,6 +77,11 @@ def test_leaving_out():
     assert [s.name for s in layout.without(scenes, ("z.tif",), known=("z",))] == ["a", "b.1", "c"]
     with pytest.raises(UserError, match=r"unknown scene to exclude 'b': did you mean 'b.1'|known: a, b.1, c"):
         layout.without(scenes, ("b",))
+    many = [Scene(f"NH49E{i:06d}", {}, None) for i in range(12)]
+    with pytest.raises(UserError, match=r"'nix': known: NH49E000000, (NH49E\d{6}, ){8}NH49E000009 and 2 more\.$"):
+        layout.without(many, ("nix",))
+    with pytest.raises(UserError, match=r"NH49E000008, NH49E000009\.$"):
+        layout.without(many[:10], ("nix",))
 
 
 def test_endings():

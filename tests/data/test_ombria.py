@@ -11,6 +11,7 @@ from scipy import ndimage
 from sarjax import raster
 from sarjax.data.build import build, builder_class
 from sarjax.data.imagery import gaps, read_image
+from sarjax.data.layout import Options
 from sarjax.data.store import open_directory
 from sarjax.errors import UserError
 
@@ -139,3 +140,17 @@ def test_the_real_images(shared_data):
         regions, count = ndimage.label(mask, np.ones((3, 3)))
         border = np.concatenate([regions[0], regions[-1], regions[:, 0], regions[:, -1]])
         assert set(range(1, count + 1)) <= set(border)
+
+
+def test_a_number_is_in_one_part(tmp_path, ombria_source):
+    fake_data.write_ombria(ombria_source, train=(), test=("0001",))
+    with pytest.raises(UserError, match="train/0001 and test/0001 have one number: a tile is in one split"):
+        build("ombria", ombria_source, tmp_path / "out")
+    layout = builder_class("ombria").layout(ombria_source, options=Options(("test/0001",)))
+    assert not layout.problems
+
+
+def test_an_incomplete_tile_is_left_out(ombria_source):
+    (ombria_source / "OmbriaS1/train/MASK/S1_mask_0001.png").unlink()
+    layout = builder_class("ombria").layout(ombria_source, options=Options(("train/0001",)))
+    assert "train/0001" not in layout.splits

@@ -107,6 +107,21 @@ class TestBadSources:
         build("paired_folder", own, tmp_path / "o", say=said.append)
         assert f"{own}/label/b.* is missing: scene b is left out." in said
 
+    def test_an_incomplete_scene_that_is_listed_is_mentioned_once(self, own):
+        (own / "label/b.tif").unlink()
+        (own / "split").mkdir()
+        (own / "split/train.txt").write_text("a\nb\nc")
+        found = layout(own)
+        assert found.splits == {"a": "train", "c": "train"}
+        assert texts(found) == [("warning", f"{own}/label/b.* is missing: scene b is left out.")]
+
+    @pytest.mark.parametrize("name", ["b", "b.tif"])
+    def test_an_incomplete_scene_may_be_left_out(self, own, name):
+        (own / "label/b.tif").unlink()
+        assert [s.name for s in layout(own, options=Options((name,))).scenes] == ["a", "c"]
+        write(own / "sar/c.png", image(1))
+        assert [s.name for s in layout(own, options=Options((name, "c"))).scenes] == ["a"]
+
     def test_many_incomplete_scenes_are_counted(self, tmp_path):
         write_own(tmp_path / "s", [f"{i:03d}" for i in range(20)])
         for i in range(15):
@@ -191,6 +206,16 @@ class TestBadSources:
 
 
 class TestDescriptions:
+    def test_the_name_of_a_built_in_one(self, own):
+        (own / "dataset.toml").write_text(OWN.replace('"own"', '"ddhr_sk"'))
+        message = "name in .*dataset.toml.* is 'ddhr_sk', as a built-in .* than ddhr_sk, pie_rgb_sar, yeseg_opt_sar"
+        for config in ("", "pie_rgb_sar"):
+            with pytest.raises(UserError, match=message):
+                layout(own, config)
+        for name in ("ddhr_sk", "mine"):
+            (own / "dataset.toml").write_text(f'name = "{name}"\n[sar]\nfolder = "sar"\n[optical]\nfolder = "sar"')
+            assert layout(own, "ddhr_sk").spec.name == name
+
     def test_two_descriptions_of_one_folder(self, own, tmp_path):
         other = tmp_path / "other.toml"
         other.write_text(OWN.replace('"own"', '"other"').replace("tile = 64", "tile = 32"))

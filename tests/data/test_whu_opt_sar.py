@@ -219,6 +219,13 @@ def test_the_tiles_of_all_scenes(config, tile, wanted, last):
     assert all(len({t.name[:18] for t in row.tiles}) == 1 for jobs in plan.values() for row in jobs)
 
 
+@pytest.mark.parametrize("config", sorted(c.name for c in builder_class("whu_opt_sar").BUILDER_CONFIGS))
+def test_no_two_tiles_have_one_id_or_name(config):
+    every = [t for jobs in rows.plan(*complete(config)).values() for row in jobs for t in row.tiles]
+    assert len(every) == len({t.id for t in every}) == len({t.name for t in every}) >= 8_800
+    assert sorted(t.id for t in every) == list(range(len(every)))
+
+
 def test_tiles_drawn_at_random():
     layout, sizes = complete("random_tile")
     where = {t.name: s for s, jobs in rows.plan(layout, sizes).items() for row in jobs for t in row.tiles}
@@ -271,6 +278,13 @@ def test_scenes_are_left_out(tmp_path, names):
     layout = builder_class("whu_opt_sar").layout(tmp_path / "s", options=Options((*names, "NH50E016002")))
     assert [scene.name for scene in layout.scenes] == ["NH49E001017", "NH49E002014", "NH49E004013", "NH49E006011"]
     assert "NH50E016002" not in layout.splits
+
+
+def test_an_incomplete_scene_is_left_out(tmp_path):
+    fake_data.write_whu(tmp_path / "s", names=("a.tif", "b.tif", "c.tif", "d.tif"), size=(256, 256))
+    (tmp_path / "s" / "lbl" / "b.tif").unlink()
+    layout = builder_class("whu_opt_sar").layout(tmp_path / "s", options=Options(("b",)))
+    assert [scene.name for scene in layout.scenes] == ["a", "c", "d"]
 
 
 def test_a_scene_to_exclude_that_is_unknown(tmp_path):
