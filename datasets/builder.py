@@ -6,7 +6,9 @@ files lie: `layout`. What is read, cut, checked and written follows from that.
 
 import contextlib
 import dataclasses
+import errno
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,19 +133,20 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 if writer is None or in_shard + len(record) > SHARD_BYTES:
                     if writer:
                         writer.close()
-                    # Fields are compressed already: a second compression costs time and gains nothing.
-                    writer = ArrayRecordWriter(
-                        str(folder / f"{split}-{len(lengths)}.part"), "group_size:1,uncompressed"
-                    )
+                    writer = _Shard(folder / f"{split}-{len(lengths)}.part")
                     lengths.append(0)
                     in_shard = 0
                 writer.write(record)
                 lengths[-1] += 1
                 in_shard += len(record)
                 size += len(record)
-        finally:
             if writer:
                 writer.close()
+        except BaseException:
+            with contextlib.suppress(OSError):  # what went wrong first is what is said
+                if writer:
+                    writer.close()
+            raise
         for i in range(len(lengths)):
             final = template.sharded_filepath(shard_index=i, num_shards=len(lengths))
             (folder / f"{split}-{i}.part").rename(final)
@@ -154,6 +157,32 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for done, row in enumerate(records):
             yield from row
             self._report(split, done + 1, total)
+
+
+class _Shard:
+    """A file of records; OSError, as of other files, where the library raises a bare RuntimeError."""
+
+    def __init__(self, path: Path):
+        # Fields are compressed already: a second compression costs time and gains nothing.
+        with _as_os_error():
+            self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+
+    def write(self, record: bytes) -> None:
+        with _as_os_error():
+            self._writer.write(record)
+
+    def close(self) -> None:
+        with _as_os_error():
+            self._writer.close()
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as e:
+        codes = (code for code in (errno.ENOSPC, errno.EDQUOT) if os.strerror(code) in str(e))
+        raise OSError(next(codes, errno.EIO), str(e).splitlines()[0].rstrip(".")) from e
 
 
 def _warnings(problems: Iterable[Problem]) -> list[Problem]:

@@ -5,8 +5,11 @@ is finished, and a build that was killed can simply be run again.
 """
 
 import contextlib
+import errno
 import fcntl
+import hashlib
 import importlib
+import json
 import os
 import pkgutil
 import shutil
@@ -16,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from sarjax.data import statistics
-from sarjax.data.layout import NO_OPTIONS, Options
+from sarjax.data.layout import NO_OPTIONS, Layout, Options, listed, without_ending
 from sarjax.data.store import SPEC_FILE, STATISTICS_FILE, data_root
 from sarjax.errors import UserError, unknown
 from sarjax.files import write_atomically
-from sarjax.spec import DatasetSpec
+
+# Beside the records and outside of their fingerprint: what they were built from, to tell another description by.
+LAYOUT_FILE = "layout.json"
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,9 +61,9 @@ def build(
     """Builds data set `name` from the files in `source` into `out`/name/[config/]version, as TFDS lays it out.
 
     out: None = $SARJAX_DATA_DIR, else ~/sarjax_data. config: "" = the builder's default. overwrite: replace what is
-    there; otherwise a finished build is left alone. jobs: processes that read and encode; the records are the same to
-    the byte. options: scenes to leave out, the description of a folder of one's own. progress: called as (stage, done,
-    total). say: gets a line or two.
+    there; otherwise a finished build is left alone, and refused where it was built from something else. jobs: processes
+    that read and encode; the records are the same to the byte. options: scenes to leave out, the description of a
+    folder of one's own. progress: called as (stage, done, total). say: gets a line or two.
     Returns the folder of the records. Raises UserError for a bad source, an unknown name or an `out` it cannot write.
     """
     cls = builder_class(name)
@@ -73,7 +78,7 @@ def build(
         builder = cls(layout=layout, data_dir=temporary, **({"config": chosen} if chosen else {}))
         final = root / Path(builder.data_dir).relative_to(temporary)
         if (final / STATISTICS_FILE).is_file() and not overwrite:
-            _check_same(final, layout.spec)
+            _check_same(final, layout, _facts(layout, source, options))
             say(f"{final} is built already: --overwrite builds it again.")
             return final
         builder.progress, builder.say, builder.jobs = progress, say, jobs
@@ -82,6 +87,7 @@ def build(
         _run(builder, source, temporary)
         made = Path(builder.data_dir)
         write_atomically(made / SPEC_FILE, layout.spec.to_json())
+        write_atomically(made / LAYOUT_FILE, json.dumps(_facts(layout, source, options), indent=1) + "\n")
         statistics.write(made, progress)
         _publish(made, final, temporary, builder.HAS_DEFAULT)
     return final
@@ -147,13 +153,73 @@ def _workplace(root: Path, name: str) -> Iterator[Path]:
         os.close(handle)
 
 
-def _check_same(final: Path, spec: DatasetSpec) -> None:
-    """UserError where what is built in `final` holds other bands or classes than `spec` says."""
-    if (final / SPEC_FILE).read_text(encoding="utf-8") != spec.to_json():
+def _facts(layout: Layout, source: Path, options: Options) -> dict[str, Any]:
+    """What the records of `layout` follow from, besides its spec and what is in the files."""
+    scenes = [scene for scene in layout.scenes if layout.random or scene.name in layout.splits]
+    files = [
+        [key, (path.relative_to(source) if path.is_relative_to(source) else path).as_posix()]
+        for scene in scenes
+        for key, paths in (*sorted(scene.images.items()), ("label", (scene.label,)))
+        for path in paths
+    ]
+    return {
+        "labels": {str(value): index for value, index in sorted(layout.labels.items())},
+        "tile": layout.tile,
+        "cover": layout.cover,
+        "random": layout.random,
+        "excluded": sorted({without_ending(name) for name in options.exclude}),
+        "scenes": len(scenes),
+        "scenes_sha256": _digest([scene.name for scene in scenes]),
+        "splits_sha256": _digest([layout.splits.get(scene.name) for scene in scenes]),
+        "files_sha256": _digest(files),
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _check_same(final: Path, layout: Layout, now: Mapping[str, Any]) -> None:
+    """UserError where what is built in `final` is not what would be built from `layout`, whose facts are `now`.
+
+    Of builds that keep no facts the specs alone are compared.
+    """
+    changes = []
+    if (final / SPEC_FILE).read_text(encoding="utf-8") != layout.spec.to_json():
+        changes.append("other bands, classes or no-data values")
+    if (final / LAYOUT_FILE).is_file():
+        try:
+            changes += _changes(dict(json.loads((final / LAYOUT_FILE).read_text(encoding="utf-8"))), now)
+        except (OSError, ValueError, TypeError, AttributeError):
+            changes.append(f"its {LAYOUT_FILE} cannot be read")
+    if changes:
         raise UserError(
-            f"{final} holds records of other bands, classes or no-data values than would be built now: --overwrite "
-            "builds it again, and another name or --out keeps both."
+            f"{final} holds other records than would be built now ({'; '.join(changes)}): --overwrite builds it again, "
+            "and another name or --out keeps both."
         )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, in words."""
+    before = {**now, **before}
+    values = {**before["labels"], **now["labels"]}
+    other = [value for value in values if before["labels"].get(value) != now["labels"].get(value)]
+    changes = [f"other meanings of the label values {listed(other)}"] if other else []
+    for key in ("tile", "cover", "random"):
+        if before[key] != now[key]:
+            changes.append(f"{key} is {str(now[key]).lower()}, not {str(before[key]).lower()}")
+    if before["scenes_sha256"] != now["scenes_sha256"]:
+        more = now["scenes"] - before["scenes"]
+        what = f"{abs(more)} scene{'s' if abs(more) > 1 else ''} {'more' if more > 0 else 'fewer'}"
+        changes.append(what if more else "other scenes")
+        if before["excluded"] != now["excluded"]:
+            lists = (listed(names, 3) or "none" for names in (now["excluded"], before["excluded"]))
+            changes.append("excluded: {}; before: {}".format(*lists))
+    elif before["splits_sha256"] != now["splits_sha256"]:
+        changes.append("other splits of the same scenes")
+    elif before["files_sha256"] != now["files_sha256"]:
+        changes.append("other files of the same scenes")
+    return changes
 
 
 def _run(builder: Any, source: Path, temporary: Path) -> None:
@@ -166,6 +232,11 @@ def _run(builder: Any, source: Path, temporary: Path) -> None:
             download_dir=temporary / "downloads", download_config=download, file_format="array_record"
         )
     except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"cannot write records to {temporary.parent}, where no room is left: free some, or choose another "
+                "--out."
+            ) from e
         raise UserError(f"cannot write records to {temporary.parent}: {e.strerror or e}.") from e
 
 

@@ -1,5 +1,7 @@
 """Building: all or nothing, the same to the byte, and clear about what it refuses."""
 
+import errno
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -11,9 +13,11 @@ import time
 import fake_data
 import numpy as np
 import pytest
+from fake_folder import OWN, write_own
 
 from sarjax.data import build as building
 from sarjax.data.build import build
+from sarjax.data.layout import Options
 from sarjax.data.store import find, open_dataset, open_directory
 from sarjax.errors import UserError
 
@@ -94,13 +98,97 @@ def test_a_finished_build_is_left_alone_unless_told(tmp_path, ombria_source):
     out = tmp_path / "out"
     path = build("ombria", ombria_source, out)
     before = (path / "stats.json").stat().st_ino
-    fake_data.write_ombria(ombria_source, train=("0005",), test=())
     assert build("ombria", ombria_source, out, say=said.append) == path
-    assert (path / "stats.json").stat().st_ino == before
     assert "is built already: --overwrite builds it again" in said[0]
+    fake_data.write_ombria(ombria_source, train=("0005",), test=())
+    with pytest.raises(UserError, match=r"holds other records .*\(1 scene more\): --overwrite builds it again"):
+        build("ombria", ombria_source, out)
+    assert (path / "stats.json").stat().st_ino == before
     build("ombria", ombria_source, out, overwrite=True)
     assert open_directory(path).statistics.tiles == {"train": 3, "val": 1, "test": 1}
     assert os.listdir(out) == ["ombria"]
+
+
+def test_what_was_built_from_something_else_is_refused(tmp_path):
+    source, out = tmp_path / "s", tmp_path / "o"
+    write_own(source, ["a", "b", "c", "d"])
+    (source / "split").mkdir()
+    (source / "split/train.txt").write_text("a\nb\nc")
+    description = tmp_path / "other.toml"
+    path = build("paired_folder", source, out)
+    made = contents(path)
+
+    def again(text=OWN, exclude=()):
+        description.write_text(text)
+        return build("paired_folder", source, out, options=Options(exclude, description))
+
+    assert again() == path
+    assert again(exclude=("d.tif",)) == path  # it was in no split, so the records are the same
+    exchanged = OWN.replace("value = 1", "value = 2").replace("[0, 7]", "[0, 1]").replace("value = 2", "value = 7")
+    for arguments, change in (
+        ({"text": exchanged}, "other meanings of the label values 1, 7"),
+        ({"text": OWN.replace("tile = 64", "tile = 32")}, "tile is 32, not 64"),
+        ({"text": OWN.replace("tile = 64", "tile = 64\ncover = true")}, "cover is true, not false"),
+        ({"exclude": ("b.tif", "c")}, "2 scenes fewer; excluded: b, c; before: none"),
+        ({"text": OWN + '[split]\ntrain = "other.txt"\nval = "val.txt"'}, "other splits of the same scenes"),
+        ({"text": OWN + '[split]\ntrain = "moved.txt"'}, "other scenes"),
+        ({"text": OWN.replace("[sar]", '[sar]\nfolder = "again"')}, "other files of the same scenes"),
+    ):
+        (source / "other.txt").write_text("a\nb")
+        (source / "val.txt").write_text("c")
+        (source / "moved.txt").write_text("a\nb\nd")
+        shutil.copytree(source / "sar", source / "again", dirs_exist_ok=True)
+        with pytest.raises(UserError, match=f"holds other records than would be built now .{change}.: --overwrite"):
+            again(**arguments)
+    (path / "layout.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"its layout\.json cannot be read"):
+        again()
+    (path / "layout.json").unlink()  # as builds were before
+    assert again(exchanged) == path
+    with pytest.raises(UserError, match="other bands, classes"):
+        again(OWN.replace("intensity", "amplitude"))
+    build("paired_folder", source, out, overwrite=True)
+    assert contents(path) == made
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("method", ["write", "close"])
+def test_a_full_disk(tmp_path, ombria_source, monkeypatch, jobs, method):
+    from sarjax_datasets import builder
+
+    class Full:
+        def __init__(self, path, options):
+            self.write = self.close = lambda *record: None
+            setattr(self, method, self.full)
+
+        def full(self, *record):
+            raise RuntimeError("write() failed: No space left on device; writing x; at byte 0")
+
+    monkeypatch.setattr(builder, "ArrayRecordWriter", Full)
+    with pytest.raises(UserError, match=r"cannot write records to .*out, where no room is left: free some, or"):
+        build("ombria", ombria_source, tmp_path / "out", jobs=jobs)
+    assert os.listdir(tmp_path / "out") == []
+    assert multiprocessing.active_children() == []
+
+
+def test_what_fails_first_is_what_is_said(tmp_path, ombria_source, monkeypatch):
+    """A worker finds the disk full; the writer, which is closed for it, does too."""
+    from sarjax_datasets import builder, workers
+
+    def encode(layout, rows, jobs, folder):
+        yield from itertools.islice(encoded(layout, rows, jobs, folder), 1)
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    class Full(builder.ArrayRecordWriter):
+        def close(self):
+            super().close()
+            raise RuntimeError("open() failed: Input/output error")
+
+    encoded = workers.encode
+    monkeypatch.setattr(workers, "encode", encode)
+    monkeypatch.setattr(builder, "ArrayRecordWriter", Full)
+    with pytest.raises(UserError, match=r"cannot write records to .*: Permission denied\."):
+        build("ombria", ombria_source, tmp_path / "out")
 
 
 @pytest.mark.parametrize("stage", ["val", "statistics"])

@@ -150,7 +150,7 @@ def test_a_number_is_in_one_part(tmp_path, ombria_source):
     assert not layout.problems
 
 
-def test_an_incomplete_tile_is_left_out(ombria_source):
+def test_an_incomplete_tile_may_be_excluded(ombria_source):
     (ombria_source / "OmbriaS1/train/MASK/S1_mask_0001.png").unlink()
     layout = builder_class("ombria").layout(ombria_source, options=Options(("train/0001",)))
     assert "train/0001" not in layout.splits

@@ -236,7 +236,7 @@ class TestDescriptions:
     def test_another_description_of_that_name(self, own, tmp_path):
         build("paired_folder", own, tmp_path / "o")
         (own / "dataset.toml").write_text(OWN.replace('"wet"', '"water"'))
-        with pytest.raises(UserError, match=r"holds records of other bands, classes or no-data values .*--overwrite"):
+        with pytest.raises(UserError, match=r"holds other records .*\(other bands, classes or no-data values\)"):
             build("paired_folder", own, tmp_path / "o")
         build("paired_folder", own, tmp_path / "o", overwrite=True)
         assert open_dataset("paired_folder", "own", tmp_path / "o").spec.class_names == ("dry", "water")
