@@ -1,7 +1,11 @@
 """Verbs that put a trained run to use: predict, export."""
 
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
@@ -18,7 +22,7 @@ def predict(
     ema: FlagCreatePairsOff[bool] = False,
     head: str = "",
     window: int = 0,
-    overlap: int = -1,
+    overlap: int | None = None,
     batch: int = 0,
     tta: FlagCreatePairsOff[bool] = False,
     probabilities: FlagCreatePairsOff[bool] = False,
@@ -32,16 +36,17 @@ def predict(
         scenes: raster files; `sar=A.tif,optical=B.tif` for a run that reads both, `sar=BEFORE.tif+AFTER.tif` for two
             dates; or folders of such files (with a subfolder per sensor where a run reads several).
         out: the folder for the maps.
-        checkpoint: the best on val, or the last.
+        checkpoint: the best on val (the last where none was kept), or the last.
         ema: use the running mean of the parameters.
         head: which of the method's heads ("" = its default).
         window: side of the windows in pixels (0 = by the network).
-        overlap: pixels by which a window reaches beyond its part, on each side (-1 = by the network: far enough that
-            windows give what the whole image would, where that is possible).
+        overlap: pixels by which a window reaches beyond its part, on each side (None = by the network: far enough
+            that windows give what the whole image would, where that is possible).
         batch: windows per device at a time (0 = by the size of the window).
         tta: mean over the eight symmetries of the square; takes eight times as long.
         probabilities: also write the probability of every class.
-        overwrite: make maps again, and replace files that no map was made into before.
+        overwrite: make maps again, also those made with other settings or from other files, and replace files that are
+            no maps.
         json: print JSON instead of lines.
     """
     from sarjax.train.run import read_manifest
@@ -52,7 +57,7 @@ def predict(
     from sarjax.data.build import console_progress
     from sarjax.reports.maps import predict_run
 
-    with console_progress("predict") as progress:
+    with _terminated(), console_progress("predict") as progress:
         maps = predict_run(
             run,
             scenes,
@@ -61,7 +66,7 @@ def predict(
             checkpoint=checkpoint,
             ema=ema,
             window=window,
-            overlap=None if overlap < 0 else overlap,
+            overlap=overlap,
             tta=tta,
             probabilities=probabilities,
             batch=batch,
@@ -73,6 +78,30 @@ def predict(
         print_json(maps)
 
 
+class _Terminated(BaseException):
+    """SIGTERM came: nothing that catches errors should hold it up."""
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """SIGTERM ends the block like an interruption, so that it cleans up, and the process with exit code 143."""
+
+    def stop(*_: Any) -> None:
+        raise _Terminated
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with contextlib.suppress(ValueError):  # outside the main thread nobody can send it a signal
+            signal.signal(signal.SIGTERM, stop)
+        yield
+    except _Terminated:
+        note("sarjax: stopped by signal; the same command goes on from there")
+        sys.exit(143)
+    finally:
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, before)
+
+
 def export(
     run: Positional[Path],
     file: Positional[Path],
@@ -81,6 +110,7 @@ def export(
     head: str = "",
     size: str = "",
     batch: int = 0,
+    overwrite: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Export a run as one file that jax runs without sarjax, on cpu, cuda and tpu
 
@@ -92,6 +122,7 @@ def export(
         head: which of the method's heads ("" = its default).
         size: HxW in pixels; "" = any multiple of the network's alignment.
         batch: images per call (0 = any number).
+        overwrite: replace files of that name that are no export; the run's own never are.
     """
     fixed = None
     if size:
@@ -103,5 +134,15 @@ def export(
     common.devices(1)
     from sarjax.export import export_run
 
-    path = export_run(run, file, head=head, checkpoint=checkpoint, ema=ema, size=fixed, batch=batch or None, say=note)
+    path = export_run(
+        run,
+        file,
+        head=head,
+        checkpoint=checkpoint,
+        ema=ema,
+        size=fixed,
+        batch=batch or None,
+        overwrite=overwrite,
+        say=note,
+    )
     print(path)

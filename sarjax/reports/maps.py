@@ -1,13 +1,10 @@
-"""Maps of whole scenes from a trained run: `sarjax predict`.
+"""Maps of whole scenes from a trained run: `sarjax predict`."""
 
-OUT/ <scene>.tif  <scene>_probabilities.tif  <scene>.png (a look at it)  <scene>.json (what it was made from; last)
-"""
-
+import contextlib
 import hashlib
 import json
-import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +16,7 @@ from sarjax.config import Inputs
 from sarjax.errors import UserError, unknown
 from sarjax.files import write_atomically
 from sarjax.scenes.inputs import Reads, Scene, open_scene, parse_scenes
+from sarjax.scenes.outputs import MADE_BY, TAG, Outputs, check_places, decide, outputs_of, publish, workplace
 from sarjax.scenes.predict import Engine, Mapped, Progress, map_scene
 from sarjax.scenes.windows import Windows, choose, cut
 from sarjax.spec import IGNORE_LABEL, DatasetSpec
@@ -29,19 +27,22 @@ if TYPE_CHECKING:
     from sarjax.methods.record import Head
     from sarjax.train.run import Restored
 
-MADE_BY = "sarjax predict"
-TAG = "SARJAX_MAP"  # in the rasters, so that an interrupted call knows them again
 PIXELS = 2**20  # per device and batch by default: one large window, or several small ones
 TILE = 256  # side of the tiles of runs that did not note it
 
 
-class Outputs(NamedTuple):
-    """The files of one scene's map."""
+class Task(NamedTuple):
+    """A scene to be mapped: its size, its files, what its map depends on, and what there is to do.
 
-    labels: Path
-    probabilities: Path
-    look: Path
-    record: Path
+    done: the record of a map that is there already; probabilities: whether they are to be made.
+    """
+
+    scene: Scene
+    size: tuple[int, int]
+    files: Outputs
+    about: dict[str, Any]
+    done: dict[str, Any] | None
+    probabilities: bool
 
 
 def predict_run(
@@ -63,8 +64,10 @@ def predict_run(
 ) -> list[dict[str, Any]]:
     """Makes a map of each of `scenes` in the folder `out`, over all visible devices.
 
-    All scenes are checked before the first map is made. A scene whose map was made from the same files by the same
-    checkpoint in the same way is left alone; any other is made again.
+    All scenes are checked before the first map is made. A map of the same files by the same weights in the same way is
+    left alone; where only the files have changed, or probabilities are asked for that it lacks, it is made again. A
+    map appears when all of its files are whole. A scene whose data turn out to be damaged leaves what was there as it
+    was, and the others go on.
 
     Args:
       run: the run's directory.
@@ -75,38 +78,45 @@ def predict_run(
       tta: the mean over the eight symmetries of the square.
       probabilities: also write the probability of each class.
       batch: windows per device at a time; 0 = by the window's size.
-      overwrite: makes every map again, and replaces files in `out` that are no maps of ours. Never an input.
+      overwrite: makes every map again (and the probabilities that it had), also those made with other settings or from
+        other files, and replaces files in `out` that are no maps of ours. Never an input.
       progress: called as (stage, done, total).
 
     Returns:
       What each <scene>.json holds, in the order of the scenes.
 
     Raises:
-      UserError: a scene that does not fit the run, files that are in the way, a folder that cannot be written to.
+      UserError: a scene that does not fit the run, maps or files that are in the way, a folder that cannot be written
+        to or in which another call makes maps; at the end, the scenes that could not be mapped.
     """
     from sarjax.config import Mesh
     from sarjax.train.mesh import make_mesh, row_shards
     from sarjax.train.run import restore_run
 
-    run, mesh = Path(run), make_mesh(Mesh())
+    run, out, mesh = Path(run), Path(out), make_mesh(Mesh())
     restored = restore_run(run, mesh, checkpoint=checkpoint, ema=ema, say=say)
+    if checkpoint == "best" and not restored.checkpoint.startswith("best/"):
+        say(f"{run} kept no checkpoint that was best on val: the last, {restored.checkpoint}, is used")
     heads = restored.method.heads
     name = head or next(iter(heads))
     if name not in heads:
         raise unknown(f"head of {run}", name, heads)
     engine = _engine(restored, name, mesh, choose_windows(run, restored, name, window, overlap, say), batch, tta)
     settings = _settings(run, restored, name, engine.windows, ema, tta)
-    records = []
-    for scene, size, files in _tasks(scenes, engine.reads, Path(out), overwrite):
-        about = settings | {"inputs": _inputs(scene)}
-        done = None if overwrite else _finished(files, about, probabilities)
-        if done:
-            say(f"{files.labels} is there already, made from the same files in the same way")
+    parsed = parse_scenes(scenes, engine.reads, say)
+    sizes = [_size(scene, engine.reads) for scene in parsed]
+
+    def tasks() -> list[Task]:
+        return _tasks(parsed, sizes, out, settings, probabilities, overwrite)
+
+    todo = tasks()
+    with contextlib.ExitStack() as stack:
+        if not all(task.done for task in todo):
+            work = stack.enter_context(workplace(out))
+            todo = tasks()  # from here on nobody else changes the maps
         else:
-            rows = _rows(engine, size, row_shards(mesh))
-            done = _make(engine._replace(rows=rows), scene, size, files, about, probabilities, say, progress)
-        records.append(done)
-    return records
+            work = out
+        return _each(engine, todo, work, row_shards(mesh), say, progress)
 
 
 def choose_windows(
@@ -119,8 +129,11 @@ def choose_windows(
     trained = restored.config.experiment.augment.crop or min(read_manifest(run).get("tile") or [TILE])
     windows = choose(context, trained, side, overlap)
     if context.radius is not None and windows.overlap < context.radius:
+        enough = -(-context.radius // context.alignment) * context.alignment
+        better = f"--window {4 * enough}" if overlap is None else f"--overlap {enough}"
         say(
-            f"an overlap of {windows.overlap} is less than the {context.radius} that this network looks: seams may show"
+            f"windows of {windows.side} pixels overlap by {windows.overlap}, less than the {context.radius} that this "
+            f"network looks: seams may show, which {better} would avoid"
         )
     return windows
 
@@ -155,7 +168,20 @@ def _settings(run: Path, restored: "Restored", name: str, windows: Windows, ema:
         "window": windows.side,
         "overlap": windows.overlap,
         "tta": tta,
+        "weights": _digest((restored.params, restored.stats)),
     }
+
+
+def _digest(tree: Any) -> str:
+    """sha256 over the leaves of a tree: their paths, types, shapes and bytes."""
+    import jax
+
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
 
 
 def reads_of(name: str, head: "Head", inputs: Inputs, spec: DatasetSpec) -> Reads:
@@ -187,14 +213,55 @@ def _on_devices(head: "Head", restored: "Restored", mesh: "jax.sharding.Mesh", t
 
 
 def _tasks(
-    scenes: Sequence[str], reads: Reads, out: Path, overwrite: bool
-) -> list[tuple[Scene, tuple[int, int], Outputs]]:
-    """Each scene with its size and its files, after all of them were looked at."""
-    parsed = parse_scenes(scenes, reads)
-    sizes = [_size(scene, reads) for scene in parsed]
-    outputs = [_outputs(out, scene.name) for scene in parsed]
-    _check_outputs(parsed, outputs, out, overwrite)
-    return list(zip(parsed, sizes, outputs, strict=True))
+    scenes: Sequence[Scene],
+    sizes: Sequence[tuple[int, int]],
+    out: Path,
+    settings: dict[str, Any],
+    probabilities: bool,
+    overwrite: bool,
+) -> list[Task]:
+    """What there is to do for each scene; UserError where something is in the way of any."""
+    outputs = [outputs_of(out, scene.name) for scene in scenes]
+    check_places(scenes, outputs, probabilities, overwrite)
+    tasks = []
+    for scene, size, files in zip(scenes, sizes, outputs, strict=True):
+        about = settings | {"inputs": _inputs(scene)}
+        tasks.append(Task(scene, size, files, about, *decide(files, about, probabilities, overwrite)))
+    return tasks
+
+
+def _each(
+    engine: Engine,
+    tasks: Sequence[Task],
+    work: Path,
+    shards: int,
+    say: Callable[[str], None],
+    progress: Progress | None,
+) -> list[dict[str, Any]]:
+    """The records of all scenes; UserError at the end that names those that could not be mapped."""
+    records, failures = [], []
+    for task in tasks:
+        if task.done:
+            say(f"{task.files.labels} is there already, made from the same files in the same way")
+            records.append(task.done)
+            continue
+        rows = _rows(engine, task.size, shards)
+        try:
+            records.append(_make(engine._replace(rows=rows), task, work, say, progress))
+        except UserError as e:
+            # Elsewhere than in OUT, nobody finds it again.
+            failures.append(str(e).replace(str(work), str(task.files.labels.parent)))
+            if len(tasks) > 1:
+                say(f"no map of {task.scene.name}: {failures[-1]}")
+    if failures:
+        first = failures[0]
+        raise UserError(first if len(tasks) == 1 else _summary(len(tasks), failures))
+    return records
+
+
+def _summary(total: int, failures: Sequence[str]) -> str:
+    rest = "; ".join(text.rstrip(".") for text in failures)
+    return f"{len(failures)} of {total} scenes could not be mapped, the others are done: {rest}."
 
 
 def _size(scene: Scene, reads: Reads) -> tuple[int, int]:
@@ -211,35 +278,27 @@ def _rows(engine: Engine, size: tuple[int, int], shards: int) -> int:
 
 
 def _make(
-    engine: Engine,
-    scene: Scene,
-    size: tuple[int, int],
-    files: Outputs,
-    about: dict[str, Any],
-    probabilities: bool,
-    say: Callable[[str], None],
-    progress: Progress | None,
+    engine: Engine, task: Task, work: Path, say: Callable[[str], None], progress: Progress | None
 ) -> dict[str, Any]:
-    """Makes one scene's files, and returns what its record holds."""
+    """Makes one scene's files in `work`, moves them to their places, and returns what its record holds."""
     start = time.perf_counter()
-    files.record.unlink(missing_ok=True)  # it speaks of files that are about to change
-    files.probabilities.unlink(missing_ok=True)
+    scene, about, made = task.scene, task.about, outputs_of(work, task.scene.name)
     tags = {TAG: f"{about['run']} {about['checkpoint']}"}
-    made = map_scene(
-        engine, scene, files.labels, files.probabilities if probabilities else None, tags=tags, progress=progress
-    )
-    look(files.look, scene, engine.reads, files.labels)
+    probabilities = made.probabilities if task.probabilities else None
+    mapped = map_scene(engine, scene, made.labels, probabilities, tags=tags, progress=progress)
+    look(made.look, scene, engine.reads, made.labels)
     seconds = time.perf_counter() - start
     record = about | {
         "made_by": MADE_BY,
         "version": __version__,
-        "probabilities": probabilities,
-        "size": list(size),
-        **_contents(made, engine.reads.spec, files.labels),
+        "probabilities": task.probabilities,
+        "size": list(task.size),
+        **_contents(mapped, engine.reads.spec, made.labels),
         "seconds": round(seconds, 2),
     }
-    write_atomically(files.record, json.dumps(record, indent=1) + "\n")
-    say(f"{files.labels}: {size[1]} x {size[0]} pixels in {seconds:.1f} s")
+    write_atomically(made.record, json.dumps(record, indent=1) + "\n")
+    publish(made, task.files)
+    say(f"{task.files.labels}: {task.size[1]} x {task.size[0]} pixels in {seconds:.1f} s")
     return record
 
 
@@ -263,76 +322,6 @@ def _inputs(scene: Scene) -> list[dict[str, Any]]:
         if path is not None
         for at in [path.stat()]
     ]
-
-
-# --- Files that are there already
-
-
-def _outputs(out: Path, name: str) -> Outputs:
-    return Outputs(*(out / f"{name}{end}" for end in (".tif", "_probabilities.tif", ".png", ".json")))
-
-
-def _check_outputs(scenes: Sequence[Scene], outputs: Sequence[Outputs], out: Path, overwrite: bool) -> None:
-    """Makes `out`; UserError where a file would be written over that is an input, another scene's, or not ours."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"cannot write to {out}: {e.strerror}; --out takes a folder that may be written to.") from e
-    inputs = {_identity(path) for scene in scenes for path in scene.paths}
-    taken: dict[Path, str] = {}
-    for scene, files in zip(scenes, outputs, strict=True):
-        for path in files:
-            if path in taken:
-                raise UserError(f"{path} would be written for scenes {taken[path]} and {scene.name}: rename one.")
-            taken[path] = scene.name
-            if path.exists() and _identity(path) in inputs:
-                raise UserError(f"{path} is an input and would be written over: another --out is needed.")
-        in_the_way = [path for path in files if path.exists()]
-        if in_the_way and not overwrite and not _ours(files, in_the_way):
-            raise UserError(
-                f"{in_the_way[0]} was not made by sarjax predict: another --out, or --overwrite, would be accepted."
-            )
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    at = os.stat(path)
-    return at.st_dev, at.st_ino
-
-
-def _ours(files: Outputs, there: Iterable[Path]) -> bool:
-    """Whether what is there is a map of ours, also one that was interrupted before its record was written."""
-    if files.record.exists():
-        return _read(files.record) is not None
-    rasters = [path for path in there if path in (files.labels, files.probabilities)]
-    return bool(rasters) and all(map(_is_tagged, rasters))
-
-
-def _is_tagged(path: Path) -> bool:
-    try:
-        with raster.open_raster(path) as f:
-            return TAG in f.tags()
-    except UserError:
-        return False
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A record of ours, or None."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("made_by") == MADE_BY else None
-
-
-def _finished(files: Outputs, about: dict[str, Any], probabilities: bool) -> dict[str, Any] | None:
-    """The record of a map that is `about` the same, whole, and holds what is asked for; else None."""
-    record = _read(files.record)
-    if record is None or any(record.get(key) != value for key, value in about.items()):
-        return None
-    if probabilities and not record.get("probabilities"):
-        return None
-    needed = [files.labels, files.look, *([files.probabilities] if record.get("probabilities") else [])]
-    return record if all(path.is_file() for path in needed) else None
 
 
 # --- The look

@@ -11,9 +11,13 @@ from sarjax.data.imagery import check_image, read_image
 from sarjax.data.statistics import Moments
 from sarjax.errors import UserError
 from sarjax.raster import NOWHERE, READABLE, Georeference, Reader, Window, open_raster, same_place
+from sarjax.scenes.outputs import is_of_a_map
 from sarjax.spec import DatasetSpec
 
 STRIDE = 1024  # side of the blocks in which statistics are taken
+OTHER_NAMES = {"optical": "image"}  # of subfolders, where there is none of the sensor's name
+
+Say = Callable[[str], None]
 
 
 class Reads(NamedTuple):
@@ -45,15 +49,20 @@ class Scene(NamedTuple):
         return tuple(path for paths in self.files.values() for path in paths if path is not None)
 
 
-def parse_scenes(texts: Sequence[str], reads: Reads) -> list[Scene]:
-    """The scenes that `texts` name; opens nothing.
+def parse_scenes(texts: Sequence[str], reads: Reads, say: Say = lambda line: None) -> list[Scene]:
+    """The scenes that `texts` name; opens no raster.
 
     A text is a raster file where one sensor at one date is read; `sar=A.tif,optical=B.tif` for several sensors, with
     the dates joined by "+"; or a folder: of rasters, or of subfolders named by sensor ("sar", and "sar_2" for its
-    second date) that hold files of the same names. Dates are those of the data set, in order; where a network reads
-    only some of them, those alone will do. Raises UserError for anything else, and for two scenes of one name.
+    second date) that hold files of the same names. Folders are searched to the bottom, and a scene that lies deeper is
+    called by its path with "_" for "/"; hidden files and maps of ours are left aside. Dates are those of the
+    data set, in order; where a network reads only some of them, those alone will do. `say` gets a line where rasters
+    of a folder are left aside that could have been meant.
+
+    Raises:
+      UserError: a text that is none of these, or two scenes of one name.
     """
-    scenes = [scene for text in texts for scene in _parse(str(text), reads)]
+    scenes = [scene for text in texts for scene in _parse(str(text), reads, say)]
     seen: dict[str, Scene] = {}
     for scene in scenes:
         if scene.name in seen:
@@ -65,9 +74,9 @@ def parse_scenes(texts: Sequence[str], reads: Reads) -> list[Scene]:
     return scenes
 
 
-def _parse(text: str, reads: Reads) -> list[Scene]:
+def _parse(text: str, reads: Reads, say: Say) -> list[Scene]:
     if Path(text).is_dir():
-        return _folder(Path(text), reads)
+        return _folder(Path(text), reads, say)
     if Path(text).exists() or "=" not in text:
         named = {reads.modalities[0]: [text] if Path(text).exists() else text.split("+")}
     else:
@@ -108,16 +117,26 @@ def _subfolder(modality: str, number: int) -> str:
     return modality if number == 0 else f"{modality}_{number + 1}"
 
 
-def _folder(folder: Path, reads: Reads) -> list[Scene]:
+def _place(folder: Path, modality: str, number: int) -> Path:
+    """The subfolder of a sensor at a date, which need not exist."""
+    named, other = folder / _subfolder(modality, number), OTHER_NAMES.get(modality)
+    return folder / _subfolder(other, number) if other and not named.is_dir() else named
+
+
+def _folder(folder: Path, reads: Reads, say: Say) -> list[Scene]:
     first = reads.modalities[0]
-    if not (folder / first).is_dir():
+    if not _place(folder, first, 0).is_dir():
         if len(reads.modalities) * len(reads.dates) > 1:
             raise UserError(f"{folder} has no subfolder {first}: {reads.usage} is accepted.")
-        return [Scene(stem, {first: _dated(str(folder), [path], reads)}) for stem, path in _rasters(folder).items()]
+        files = _rasters(folder, say)
+        return [Scene(name, {first: _dated(str(folder), [path], reads)}) for name, path in files.items()]
+    loose = sum(_is_raster(path) for path in folder.iterdir())
+    if loose:
+        say(f"{folder}: {loose} raster(s) beside the subfolder {_place(folder, first, 0).name} are left aside")
     found: dict[str, list[dict[str, Path]]] = {}
     for name in reads.modalities:
-        folders = [folder / _subfolder(name, k) for k in range(reads.spec.dates)]
-        found[name] = [_rasters(path) for path in folders if path.is_dir()]
+        folders = [_place(folder, name, k) for k in range(reads.spec.dates)]
+        found[name] = [_rasters(path, say) for path in folders if path.is_dir()]
         if not found[name]:
             raise UserError(f"{folder} has no subfolder {name}: {reads.usage} is accepted.")
     stems = list(found[first][0])
@@ -126,8 +145,8 @@ def _folder(folder: Path, reads: Reads) -> list[Scene]:
             odd = sorted(set(files) ^ set(stems))
             if odd:
                 raise UserError(
-                    f"{folder} holds {odd[0]!r} in only one of the subfolders {first} and {_subfolder(name, number)}: "
-                    "files of the same names are needed."
+                    f"{folder} holds {odd[0]!r} in only one of the subfolders {_place(folder, first, 0).name} and "
+                    f"{_place(folder, name, number).name}: files of the same names are needed."
                 )
     return [
         Scene(stem, {name: _dated(str(folder), [d[stem] for d in dates], reads) for name, dates in found.items()})
@@ -135,17 +154,32 @@ def _folder(folder: Path, reads: Reads) -> list[Scene]:
     ]
 
 
-def _rasters(folder: Path) -> dict[str, Path]:
-    """{name without its ending: path} of the rasters in a folder, sorted."""
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in READABLE and not p.name.startswith("."))
-    by_stem: dict[str, Path] = {}
-    for path in paths:
-        if path.stem in by_stem:
-            raise UserError(f"{by_stem[path.stem]} and {path} differ by their ending only: one of them is accepted.")
-        by_stem[path.stem] = path
-    if not by_stem:
+def _rasters(folder: Path, say: Say) -> dict[str, Path]:
+    """{scene: path} of the rasters in a folder and below, sorted."""
+    found: dict[str, Path] = {}
+    maps = 0
+    for path in sorted(folder.rglob("*")):
+        inner = path.relative_to(folder)
+        if any(part.startswith(".") for part in inner.parts) or not _is_raster(path):
+            continue
+        if is_of_a_map(path):
+            maps += 1
+            continue
+        name = inner.with_suffix("").as_posix().replace("/", "_")
+        if name in found:
+            if found[name].with_suffix("") == path.with_suffix(""):
+                raise UserError(f"{found[name]} and {path} differ by their ending only: one of them is accepted.")
+            raise UserError(f"{found[name]} and {path} would both become {name}.tif: other names are needed.")
+        found[name] = path
+    if maps:
+        say(f"{folder}: {maps} file(s) of maps that were made before are left aside")
+    if not found:
         raise UserError(f"{folder} holds no raster ({', '.join(READABLE)}).")
-    return by_stem
+    return found
+
+
+def _is_raster(path: Path) -> bool:
+    return path.suffix.lower() in READABLE and not path.name.startswith(".") and path.is_file()
 
 
 class SceneReader:

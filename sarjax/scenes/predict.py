@@ -233,7 +233,7 @@ def _beside(path: Path) -> Iterator[str]:
     try:
         folder = tempfile.TemporaryDirectory(dir=path.parent, prefix=".windows-")
     except OSError as e:
-        raise UserError(f"cannot write to {path.parent}: {e.strerror}; a writable folder is needed.") from e
+        raise UserError(f"cannot write to {path.parent}: {e.strerror or e}; a writable folder is needed.") from e
     with folder as name:
         yield name
 
@@ -243,4 +243,5 @@ def _spilling(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise UserError(f"cannot write to {folder.parent}: {e.strerror}; room for a row of windows is needed.") from e
+        what = e.strerror or f"no room is left ({e})"  # numpy says nothing but how much it could not write
+        raise UserError(f"cannot write to {folder.parent}: {what}; room for a row of windows is needed.") from e

@@ -42,8 +42,8 @@ def choose(context: FieldOfView, trained: int, side: int = 0, overlap: int | Non
     """The windows for a network of this `context`, as asked for, else by default.
 
     Local networks: an overlap of the radius, so that windows give what the whole image would, and a side of which at
-    least half is no overlap. Global ones see windows of `trained` pixels, the side that they were trained on, and a
-    quarter of it as overlap.
+    least half is no overlap; where a side is asked for that is too small for both, as much overlap as leaves half of
+    it. Global ones see windows of `trained` pixels, the side that they were trained on, and a quarter of it as overlap.
 
     Raises:
       UserError: side, or twice the overlap, is no multiple of the alignment; or the overlap leaves nothing.
@@ -65,9 +65,9 @@ def choose(context: FieldOfView, trained: int, side: int = 0, overlap: int | Non
     else:
         if overlap is None:
             overlap = -(-radius // alignment) * alignment
-            if side and 2 * overlap >= side:
-                # A side that cannot hold the radius: half of it overlaps, and windows show.
-                overlap = (side - max(1, side // 2 // alignment) * alignment) // 2
+            if side and side < 4 * overlap:
+                # A side that cannot hold the radius and be half its own: windows may show, but work stays bounded.
+                overlap = (side - -(-side // (2 * alignment)) * alignment) // 2
         if not side:
             period = math.lcm(BLOCK, alignment)
             side = 2 * overlap + -(-max(SIDE - 2 * overlap, 2 * overlap) // period) * period

@@ -1,4 +1,4 @@
-"""Small scenes as files, a network for them, and what it gives on a whole image at once."""
+"""Small scenes as files, a network and a run for them, and what it gives on a whole image at once."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,12 @@ from sarjax import raster
 from sarjax.augment.inputs import network_inputs
 from sarjax.config import Inputs
 from sarjax.models import build_network
+from sarjax.options import Supervised
+from sarjax.reports.maps import predict_run
 from sarjax.scenes.inputs import Reads
 from sarjax.scenes.predict import Engine
 from sarjax.scenes.windows import Windows
+from sarjax.train import loop
 
 PLACE = {"crs": CRS.from_epsg(32633), "transform": Affine(10, 0, 4e5, 0, -10, 5e6)}
 SPEC = toy.SPEC
@@ -38,6 +41,27 @@ def write_scene(folder, height, width, seed=0, **profile):
         image = pixels(height, width, len(m.bands), seed)
         paths[m.name] = raster.write(folder / f"{m.name}.tif", image, nodata=0, **(PLACE | profile))
     return paths
+
+
+def quiet(*args):
+    pass
+
+
+def trained(folder, **experiment):
+    """A run of two steps on the toy data set."""
+    loop.train(toy.config(Supervised(), steps=2, **experiment), folder, dataset=toy.dataset(), say=quiet)
+    return folder
+
+
+def predict(run, scenes, out, **options):
+    """(records, what was said) of `predict_run`, in small windows."""
+    said = []
+    options = {"window": 96, "overlap": 32, "say": said.append} | options
+    return predict_run(run, [str(s) for s in scenes], out, **options), " ".join(said)
+
+
+def stamps(out):
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in sorted(out.iterdir())}
 
 
 class Case:

@@ -69,7 +69,10 @@ def test_defaults():
     assert choose(FieldOfView(32, None), 256) == (256, 64)
     assert choose(FieldOfView(32, None), 100) == (96, 32)
     assert choose(FieldOfView(32, None), 20) == (32, 0)
-    assert choose(FieldOfView(32, 210), 256, side=512) == (512, 224)
+    assert choose(FieldOfView(32, 210), 256, side=896) == (896, 224)
+    assert choose(FieldOfView(32, 210), 256, side=864) == (864, 208), "half of it stays its own"
+    assert choose(FieldOfView(32, 210), 256, side=480) == (480, 112)
+    assert choose(FieldOfView(32, 210), 256, side=32) == (32, 0)
     assert choose(FieldOfView(32, 210), 256, side=256) == (256, 64), "too small for the radius"
     assert choose(FieldOfView(32, 210), 256, overlap=16) == (1056, 16)
     assert choose(FieldOfView(32, None), 256, side=128, overlap=0) == (128, 0)
