@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,9 @@ from sarjax.train.mesh import make_mesh
 from sarjax.train.run import Restored, restore_run
 
 FORMAT = "sarjax export 1"
+# What is in a run's directory, or may come there: no export is written in its place.
+OF_A_RUN = ("config.json", "manifest.json", "spec.json", "stats.json", "metrics.jsonl", "events", "checkpoints", "best",
+            "teacher")  # fmt: skip
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
 EXAMPLE_SIDE = 256  # of the images in the sidecar's example where the program takes any size
@@ -51,20 +55,23 @@ def export_run(
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     platforms: Sequence[str] = DEFAULT_PLATFORMS,
+    overwrite: bool = False,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Writes a head of `run` to `file`, and its description to FILE.json; returns `file`.
 
     head: "" = the method's first. checkpoint, ema: as `restore_run` has them. size: (height, width) of the images;
     None = any multiples of the network's alignment, up to `LARGEST_SIDE`. batch: images at a time; None = any number.
-    platforms: that the program is lowered for; none of them has to be here.
+    platforms: that the program is lowered for; none of them has to be here. overwrite: other files than an export, but
+    for those of the run, are replaced too.
 
     UserError where the run holds no such head or checkpoint, for a size, batch or platform that cannot be, where the
-    network cannot be traced for any size, and where `file` cannot be written.
+    network cannot be traced for any size, and where `file` cannot or may not be written.
     """
     _require_flatbuffers()
     file, platforms = Path(file), tuple(dict.fromkeys(platforms))
     _check(batch, platforms)
+    _check_place(Path(run), file, overwrite)
     # One device: its number is part of the program.
     restored = restore_run(run, make_mesh(Mesh(), jax.local_devices()[:1]), checkpoint=checkpoint, ema=ema, say=say)
     heads = restored.method.heads
@@ -217,6 +224,29 @@ def _check_size(size: tuple[int, int] | None, alignment: int) -> None:
         f"size is {size[0]}x{size[1]}, but this network takes multiples of {alignment} pixels; {nearest} would be "
         "accepted."
     )
+
+
+def _check_place(run: Path, file: Path, overwrite: bool) -> None:
+    """UserError where `file` or its sidecar cannot be written, or would replace what is no export."""
+    folder = file.absolute().parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise UserError(f"cannot write {file}: {folder} is no folder that may be written to, which is needed.")
+    ours = _is_export(_sidecar(file))
+    for path in (file, _sidecar(file)):
+        there, place = path.is_dir() or (os.path.lexists(path) and not ours), folder.resolve() / path.name
+        inside = place.relative_to(run.resolve()).parts if place.is_relative_to(run.resolve()) else ()
+        if inside and (there or inside[0] in OF_A_RUN):
+            raise UserError(f"{path} belongs to the run {run}: a name of its own, or another folder, is accepted.")
+        if there and (path.is_dir() or not overwrite):
+            raise UserError(f"{path} is there and is no export: another name, or --overwrite for a file, is accepted.")
+
+
+def _is_export(sidecar: Path) -> bool:
+    """Whether `sidecar` describes an export, of this or another version of sarjax."""
+    try:
+        return json.loads(sidecar.read_text(encoding="utf-8"))["format"].startswith("sarjax export ")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _modalities(head: Head, spec: DatasetSpec) -> tuple[ModalitySpec, ...]:
