@@ -1,6 +1,8 @@
 """The verbs before and after training: data check, data build's options, predict, export."""
 
 import json
+import os
+import signal
 
 import fake_data
 import numpy as np
@@ -92,9 +94,45 @@ def test_maps(trained, source, tmp_path, capsys):
     assert (tmp_path / "maps" / scene.name).with_suffix(".png").is_file()
     run("predict", trained, scene, "--out", tmp_path / "maps", "--window", 256, "--overlap", 32)
     assert "is there already" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run("predict", trained, scene, "--out", tmp_path / "maps", "--window", 128, "--overlap", 32)
+    assert "was made with window 256, not 128: --overwrite makes it again" in capsys.readouterr().err
     run("predict", trained, scene, "--out", tmp_path / "tta", "--window", 256, "--overlap", 32, "--tta")
     with rasterio.open(tmp_path / "tta" / scene.name) as f:
         assert np.mean(f.read(1) == labels) > 0.3
+
+
+def test_windows_that_cannot_hold_the_radius(trained, source, tmp_path, capsys):
+    scene = source / "sar" / fake_data.WHU_NAMES[0]
+    assert "--overlap is -1, but" in fails(
+        capsys, "predict", trained, scene, "--out", tmp_path / "maps", "--window", 256, "--overlap", -1
+    )
+    assert not (tmp_path / "maps").exists()
+    run("predict", trained, scene, "--out", tmp_path / "maps", "--window", 256, "--json")
+    printed = capsys.readouterr()
+    (about,) = json.loads(printed.out)
+    assert (about["window"], about["overlap"]) == (256, 64)
+    assert "windows of 256 pixels overlap by 64, less than the 213 that this network looks" in printed.err
+    assert "--window 896 would avoid" in printed.err
+
+
+def test_a_signal_ends_a_prediction_like_an_interruption(trained, source, tmp_path, capsys, monkeypatch):
+    from sarjax.reports import maps
+
+    def stop(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal comes first")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(maps, "look", stop)
+    scene = source / "sar" / fake_data.WHU_NAMES[0]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        run("predict", trained, scene, "--out", tmp_path / "maps", "--window", 256, "--overlap", 32)
+    assert e.value.code == 143
+    assert "sarjax: stopped by signal; the same command goes on from there" in capsys.readouterr().err
+    assert not any((tmp_path / "maps").iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_scenes_that_do_not_fit(trained, source, tmp_path, capsys):

@@ -1,11 +1,13 @@
-"""How fast maps are made, and in how much memory: `python tests/benchmarks/predict.py [HEIGHTxWIDTH ...]`.
+"""How fast maps are made, and in how much memory: `python tests/benchmarks/predict.py [HEIGHTxWIDTH[:striped] ...]`.
 
-Each scene is mapped by a process of its own, so that its peak is its own. One JSON line: per size seconds without
-compilation, megapixels per second, and the peak resident memory in MB, of the whole process and of what mapping adds
-to the loaded and compiled network.
+Scenes are tiled and deflated, or striped and LZW: a window then decodes whole lines of the scene. Each scene is mapped
+by a process of its own, so that its peak is its own. One JSON line: per size seconds without compilation, megapixels
+per second, and the peak resident memory in MB, of the whole process and of what mapping adds to the loaded and compiled
+network.
 """
 
 import argparse
+import contextlib
 import json
 import resource
 import subprocess
@@ -14,23 +16,39 @@ import tempfile
 import time
 from pathlib import Path
 
-SIZES = ["1024x1024", "2048x2048", "4096x4096", "2048x16384"]
+SIZES = ["1024x1024", "2048x2048", "4096x4096", "4096x4096:striped", "2048x16384", "2048x16384:striped"]
 BANDS, CLASSES = 2, 8
 
 
-def make_scene(path, height, width):
-    """uint8 speckle, written by blocks; a tenth of it has no data."""
+def make_scene(path, size):
+    """uint8 speckle, a tenth of it without data; written by blocks, or in strips, which are made in memory."""
     import numpy as np
 
     from sarjax import raster
 
+    (height, width), striped = parsed(size)
     rng = np.random.default_rng(0)
-    with raster.create(path, height, width, BANDS, "uint8", no_data=0) as f:
+    scene = np.empty((height, width, BANDS), np.uint8) if striped else None
+    with contextlib.nullcontext() if striped else raster.create(path, height, width, BANDS, "uint8", no_data=0) as f:
         for y in range(0, height, 256):
             for x in range(0, width, 256):
                 h, w = min(256, height - y), min(256, width - x)
-                block = rng.integers(1, 256, (h, w, BANDS), np.uint8)
-                f.write((y, x, h, w), block * (rng.random() > 0.1))
+                block = rng.integers(1, 256, (h, w, BANDS), np.uint8) * (rng.random() > 0.1)
+                if striped:
+                    scene[y : y + h, x : x + w] = block
+                else:
+                    f.write((y, x, h, w), block)
+    if striped:
+        raster.write(path, scene, nodata=0)
+
+
+def parsed(size):
+    """((height, width), whether it is striped) of "HxW" or "HxW:striped"."""
+    sides, _, layout = size.partition(":")
+    if layout not in ("", "striped"):
+        raise SystemExit(f"size {size!r} is not understood: HEIGHTxWIDTH or HEIGHTxWIDTH:striped is.")
+    height, width = map(int, sides.split("x"))
+    return (height, width), layout == "striped"
 
 
 def engine_of(options):
@@ -72,7 +90,7 @@ def one(options):
     from sarjax.scenes.windows import cut
 
     engine, np = engine_of(options)
-    height, width = options.size
+    (height, width), striped = parsed(options.sizes[0])
     h, w = (cut(n, engine.windows, engine.context.alignment).length for n in (height, width))
     batch = {
         "sar": np.zeros((engine.rows, 1, h, w, BANDS), np.uint8),
@@ -89,6 +107,7 @@ def one(options):
         json.dumps(
             {
                 "size": f"{height}x{width}",
+                "layout": "striped, LZW" if striped else "tiled, deflate",
                 "window": engine.windows.side,
                 "overlap": engine.windows.overlap,
                 "seconds": round(seconds, 2),
@@ -114,7 +133,6 @@ def main():
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.folder:
-        options.size = tuple(int(n) for n in options.sizes[0].split("x"))
         return one(options)
     found = []
     for size in options.sizes:
@@ -122,9 +140,7 @@ def main():
             command = [sys.executable, __file__, *sys.argv[1:], "--folder", folder]
             command = [c for c in command if c not in options.sizes] + [size]
             make = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path\n"
-            make += (
-                f"import predict; predict.make_scene(Path({folder!r}) / 'scene.tif', *map(int, {size!r}.split('x')))"
-            )
+            make += f"import predict; predict.make_scene(Path({folder!r}) / 'scene.tif', {size!r})"
             subprocess.run([sys.executable, "-c", make], check=True)
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found.append(json.loads(done.stdout.splitlines()[-1]))

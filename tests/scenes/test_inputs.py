@@ -56,6 +56,54 @@ def test_what_is_accepted(folder):
     assert names(parse_scenes(["deep"], TWO_DATES))["q"] == {"sar": ["q.tif", "q.tif"]}
 
 
+def touch(folder, *paths):
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
+
+
+def test_folders_are_searched_to_the_bottom(folder):
+    touch(folder, "tree/top.tif", "tree/east/a.tif", "tree/west/far/a.TIF", "tree/.cache/b.tif", "tree/east/.b.tif")
+    (tree,) = [parse_scenes(["tree"], SAR)]
+    assert names(tree) == {
+        "top": {"sar": ["top.tif"]},
+        "east_a": {"sar": ["a.tif"]},
+        "west_far_a": {"sar": ["a.TIF"]},
+    }
+    touch(folder, "both/sar/east/a.tif", "both/sar/b.tif", "both/optical/east/a.jpg", "both/optical/b.tif")
+    assert names(parse_scenes(["both"], BOTH))["east_a"] == {"sar": ["a.tif"], "optical": ["a.jpg"]}
+    touch(folder, "tree/east_a.tif")
+    with pytest.raises(UserError, match=r"east/a.tif and .*east_a.tif would both become east_a.tif: other names are"):
+        parse_scenes(["tree"], SAR)
+
+
+def test_a_subfolder_called_image_is_optical(folder):
+    touch(folder, "both/sar/a.tif", "both/image/a.tif")
+    assert parse_scenes(["both"], BOTH)[0].files["optical"][0].parent.name == "image"
+    touch(folder, "both/optical/a.tif")
+    assert parse_scenes(["both"], BOTH)[0].files["optical"][0].parent.name == "optical"
+    touch(folder, "odd/sar/a.tif", "odd/image/b.tif")
+    with pytest.raises(UserError, match="odd holds 'a' in only one of the subfolders sar and image"):
+        parse_scenes(["odd"], BOTH)
+
+
+def test_what_is_left_aside_is_said(folder):
+    said = []
+    assert names(parse_scenes(["deep"], SAR, said.append)).keys() == {"p", "q"}
+    assert not said
+    touch(folder, "deep/loose.tif", "deep/note.txt", "deep/more.png")
+    assert names(parse_scenes(["deep"], SAR, said.append)).keys() == {"p", "q"}
+    assert said == ["deep: 2 raster(s) beside the subfolder sar are left aside"]
+
+
+def test_maps_below_a_folder_are_no_scenes(folder):
+    touch(folder, "s/a.tif", "s/maps/a.tif", "s/maps/a_probabilities.tif", "s/maps/a.png", "s/maps/a.jpg")
+    (folder / "s" / "maps" / "a.json").write_text('{"made_by": "sarjax predict"}')
+    said = []
+    assert [s.paths[0].name for s in parse_scenes(["s"], SAR, said.append)] == ["a.tif", "a.jpg"]
+    assert said == ["s: 3 file(s) of maps that were made before are left aside"]
+
+
 def test_dates_that_are_not_read(folder):
     assert names(parse_scenes(["a.tif"], FIRST)) == {"a": {"sar": ["a.tif", None]}}
     assert names(parse_scenes(["a.tif"], LAST)) == {"a": {"sar": [None, "a.tif"]}}
