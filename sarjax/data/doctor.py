@@ -5,6 +5,7 @@ Every file is decoded once, window by window, so that memory does not grow with 
 
 import dataclasses
 import hashlib
+import math
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -31,13 +32,15 @@ KINDS: Mapping[str, str] = {
     "split": "A split has no scenes, or a scene is in no split or in two; correct the lists.",
     "duplicate": "The same image lies in two splits, so that results on one say little; take one of them out.",
     "alignment": "What is labelled water does not look like water; the labels may be shifted, or of another scene.",
-    "no-data": "Nothing was seen there by any sensor; such tiles teach nothing, and their labels are ignored.",
+    "no-data": "Little or nothing was seen there: check no_data and transforms; what no sensor saw is ignored.",
     "absent class": "No pixel of a split has this class; it cannot be learned there, or not be measured.",
 }
 # NDWI on water minus elsewhere is +.18 to +.23 in aligned scenes and about 0 in shifted ones: half of the least.
 WATER_CONTRAST = 0.09
 # A scene is not judged by fewer pixels of water, or of anything else, than this, nor by a smaller share of them.
 JUDGED_PIXELS, JUDGED_SHARE = 1000, 0.001
+# An image with a larger share of no-data than this is flagged: often it is the description that does not fit.
+MOST_NO_DATA = 0.5
 # Problems of one kind that the text shows; JSON has them all.
 SHOWN = 10
 SPLITS = ("train", "val", "test")
@@ -261,6 +264,11 @@ def _scene_problems(one: _Read, layout: Layout) -> list[Problem]:
     if not (counts.empty and counts.empty == one.tiles):
         for path in blind:
             problems.append(Problem("warning", "no-data", str(path), f"{path} holds no data: no pixel of it is valid."))
+    for path, valid in counts.valid.items():
+        share = 1 - valid / max(counts.pixels[path], 1)
+        if valid and share > MOST_NO_DATA:
+            text = f"{path} holds no data in {math.floor(share * 10_000) / 100:.2f} % of its pixels."
+            problems.append(Problem("warning", "no-data", str(path), text))
     for contrast in map(_contrast, counts.water):
         if contrast is not None and contrast < WATER_CONTRAST:
             text = (

@@ -148,30 +148,37 @@ def check_scene(scene: Scene, spec: DatasetSpec, tile: int) -> tuple[tuple[int, 
 
 
 def _place(infos: Mapping[Path, Info]) -> list[Problem]:
-    """Where georeferenced files of a scene lie in different places (half a pixel or more)."""
-    placed = [(p, i) for p, i in infos.items() if i.georeference.transform is not None]
+    """Where files of a scene lie in different places, by `raster.same_place`.
+
+    Files are held against the first that has a transform, and the first that has a reference system.
+    """
+    placed = [
+        next((p for p, i in infos.items() if getattr(i.georeference, k) is not None), None)
+        for k in ("transform", "crs")
+    ]
     problems = []
-    for path, i in placed[1:]:
-        first, reference = placed[0]
-        a, b = reference.georeference, i.georeference
-        pixel = max(abs(a.transform.a) + abs(a.transform.b), abs(a.transform.d) + abs(a.transform.e))
-        corners = [(0, 0), (i.width, 0), (0, i.height), (i.width, i.height)]
-        both = [(_ground(a.transform, corner), _ground(b.transform, corner)) for corner in corners]
-        off = max(abs(u - v) for here, there in both for u, v in zip(here, there, strict=True))
-        if a.crs != b.crs:
-            text = f"{path} is in {b.crs}, but {first} is in {a.crs}: reproject one onto the other."
+    for path, i in infos.items():
+        here = i.georeference
+        for first in (p for p in placed if p is not None):
+            there = infos[first].georeference
+            if raster.same_place(there, here, i.height, i.width):
+                continue
+            if None not in (here.crs, there.crs) and here.crs != there.crs:
+                text = f"{path} is in {here.crs}, but {first} is in {there.crs}: reproject one onto the other."
+            else:
+                pixels = _pixels_apart(there.transform, here.transform, i.height, i.width)
+                text = f"{path} lies {pixels:.1f} pixels away from {first}: resample one onto the other."
             problems.append(Problem("fatal", "georeference", str(path), text))
-        elif off >= 0.5 * pixel:
-            text = f"{path} lies {off / pixel:.1f} pixels away from {first}: resample one onto the other."
-            problems.append(Problem("fatal", "georeference", str(path), text))
+            break
     return problems
 
 
-def _ground(transform: Any, pixel: tuple[int, int]) -> tuple[float, float]:
-    """Where (column, row) lies, in the units of the reference system."""
-    a, b, c, d, e, f = tuple(transform)[:6]
-    x, y = pixel
-    return a * x + b * y + c, d * x + e * y + f
+def _pixels_apart(a: Any, b: Any, height: int, width: int) -> float:
+    """How far corners of height x width under two transforms lie apart, along either axis, in pixels of the first."""
+    first, second = (np.array(t, np.float64).reshape(-1, 3)[:2] for t in (a, b))
+    corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], np.float64)
+    pixel = np.maximum(np.abs(first[:, :2]).max(1), np.finfo(np.float64).tiny)
+    return float((np.abs(corners @ (first - second).T) / pixel).max())
 
 
 def missing(scene: str, path: Path, more: str = "") -> Problem:

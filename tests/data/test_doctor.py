@@ -15,6 +15,7 @@ from toy_scenes import GAP, LABELS, SPEC, TILE, Toy, found, histogram, only
 from sarjax.data import doctor, tally
 from sarjax.data.doctor import KINDS, SHOWN, check, render, to_dict
 from sarjax.data.layout import Problem
+from sarjax.spec import BandSpec, Transform
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ class TestCounts:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tally, "WINDOW_VALUES", values)
             report = check(dataclasses.replace(layout, scenes=tuple(layout.scenes[i] for i in order)))
-        empty, invalid = {}, {"sar": 0, "optical": 0}
+        empty, invalid, blank = {}, {"sar": 0, "optical": 0}, []
         for name in toy.names:
             dark = toy.arrays[name]["sar"] == 0
             regions, n = ndimage.label(dark, np.ones((3, 3)))
@@ -91,6 +92,8 @@ class TestCounts:
             invalid["sar"] += no_sar.sum()
             invalid["optical"] += no_optical.sum()
             blind = no_sar & no_optical
+            for kind, missing in (("sar", no_sar), ("optical", no_optical)):
+                blank += [str(toy.path(kind, name))] if 2 * missing.sum() > missing.size else []
             rows, columns = (
                 [*range(0, n - tile + 1, tile)] + ([n - tile] if cover and n % tile else []) for n in (h, w)
             )
@@ -99,7 +102,7 @@ class TestCounts:
                 empty[name] = tiles
             assert report.tiles["train"] == 2 * len(rows) * len(columns)
         assert report.empty_tiles == empty
-        assert [p.where for p in report.problems if p.kind == "no-data"] == sorted(empty)
+        assert [p.where for p in report.problems if p.kind == "no-data"] == sorted([*empty, *blank])
         for modality, pixels in invalid.items():
             assert report.no_data[modality] == pytest.approx(pixels / (4 * w * h), abs=1e-12)
         for split, names in {"train": "ab", "val": "c", "test": "d"}.items():
@@ -204,6 +207,37 @@ class TestNoData:
         for kind in ("sar", "optical"):
             toy.write(kind, "a")
         assert check(toy.layout()).empty_tiles == {"a": 1}
+
+    def test_an_image_that_saw_little(self, toy):
+        toy.arrays["b"]["sar"][:65] = 0  # half of it, which may be the border of a pass
+        toy.arrays["c"]["sar"][:65] = 0
+        toy.arrays["c"]["sar"][80, :GAP] = 0
+        for name in "bc":
+            toy.write("sar", name)
+        problem = only(check(toy.layout()))
+        assert (problem.severity, problem.kind, problem.where) == ("warning", "no-data", str(toy.path("sar", "c")))
+        assert problem.text == f"{problem.where} holds no data in 50.06 % of its pixels."
+
+    def test_decibels_of_decibels(self, toy):
+        """The logarithm of a negative number is none: but for a few bright pixels nothing is left."""
+        decibels = -np.ones((130, 100), np.float32)
+        decibels[0, 99] = decibels[70, 5] = decibels[70, 6] = 2
+        spec = SPEC.modality("sar")
+        twice = dataclasses.replace(
+            spec,
+            bands=(BandSpec("VV", "db"),),
+            dtype="float32",
+            no_data=None,
+            smallest_gap=1,
+            transforms=(Transform("db", "intensity"),),
+        )
+        for name in toy.names:
+            toy.write("sar", name, decibels)
+        layout = toy.layout(splits=dict.fromkeys(toy.names, "train"))
+        layout = dataclasses.replace(layout, spec=dataclasses.replace(SPEC, modalities=(twice, SPEC.modalities[1])))
+        problems = check(layout).problems
+        assert [(p.kind, p.where) for p in problems] == [("no-data", str(toy.path("sar", n))) for n in toy.names]
+        assert all("holds no data in 99.97 % of its pixels" in p.text for p in problems)
 
     def test_an_image_that_saw_nothing(self, toy):
         toy.write("sar", "a", np.zeros((130, 100), np.uint8))

@@ -158,9 +158,11 @@ class TestFiles:
 
 class TestGeoreference:
     @staticmethod
-    def place(path: Path, west: float, crs: str = "EPSG:32649"):
+    def place(path: Path, west: float, crs: str | None = "EPSG:32649"):
         with rasterio.open(path, "r+") as f:
-            f.crs, f.transform = crs, from_origin(west, 3_000_000, 10, 10)
+            f.transform = from_origin(west, 3_000_000, 10, 10)
+            if crs:
+                f.crs = crs
 
     def test_one_pixel_or_another_projection_is_too_far(self, toy):
         for name in toy.names:
@@ -169,16 +171,35 @@ class TestGeoreference:
         assert not check(toy.layout()).problems
         self.place(toy.path("label", "a"), 500_010)
         self.place(toy.path("optical", "b"), 500_000, "EPSG:32650")
-        self.place(toy.path("sar", "c"), 500_003)  # a third of a pixel
+        self.place(toy.path("sar", "c"), 500_000.9)  # nine hundredths of a pixel
+        self.place(toy.path("sar", "d"), 500_003)
         report = check(toy.layout())
-        assert found(report) == [("georeference", "a.tif"), ("georeference", "b.tif")]
+        assert found(report) == [("georeference", f"{name}.tif") for name in ("a", "d", "b", "d")]
+        assert all("0.3 pixels away" in report.problems[i].text for i in (1, 3))
         assert "1.0 pixels away" in report.problems[0].text
-        assert "EPSG:32650" in report.problems[1].text
+        assert "EPSG:32650" in report.problems[2].text
 
     def test_a_label_without_a_place_lies_where_the_images_do(self, toy):
         for kind in ("sar", "optical"):
             self.place(toy.path(kind, "a"), 500_000)
         assert not check(toy.layout()).problems
+
+    @pytest.mark.parametrize("bare", ["sar", "optical", "label"])
+    def test_a_file_without_a_reference_system_is_taken_to_be_in_that_of_the_others(self, toy, bare):
+        for kind in ("sar", "optical", "label"):
+            self.place(toy.path(kind, "a"), 500_000, None if kind == bare else "EPSG:32649")
+        assert not check(toy.layout()).problems
+        self.place(toy.path(bare, "a"), 500_020, None)
+        assert {p.kind for p in check(toy.layout()).problems} == {"georeference"}
+        assert all("2.0 pixels away" in p.text for p in check(toy.layout()).problems)
+
+    def test_a_file_that_says_less_hides_no_other(self, toy):
+        self.place(toy.path("sar", "a"), 500_000, None)
+        self.place(toy.path("optical", "a"), 500_000)
+        self.place(toy.path("label", "a"), 500_000, "EPSG:32650")
+        problem = only(check(toy.layout()))
+        assert (problem.severity, problem.kind, problem.where) == ("fatal", "georeference", str(toy.path("label", "a")))
+        assert "is in EPSG:32650, but" in problem.text
 
 
 def tiff(width: int, height: int, rows_per_strip: int, compression: int) -> bytes:
