@@ -113,7 +113,7 @@ def test_windows_that_cannot_hold_the_radius(trained, source, tmp_path, capsys):
     (about,) = json.loads(printed.out)
     assert (about["window"], about["overlap"]) == (256, 64)
     assert "windows of 256 pixels overlap by 64, less than the 213 that this network looks" in printed.err
-    assert "--window 896 would avoid" in printed.err
+    assert "--window 896 without --overlap would avoid" in printed.err
 
 
 def test_a_signal_ends_a_prediction_like_an_interruption(trained, source, tmp_path, capsys, monkeypatch):

@@ -15,6 +15,7 @@ from sarjax import config as configs
 from sarjax.config import Inputs
 from sarjax.errors import UserError, unknown
 from sarjax.files import write_atomically
+from sarjax.reports.run import say_last
 from sarjax.scenes.inputs import Reads, Scene, open_scene, parse_scenes
 from sarjax.scenes.outputs import MADE_BY, TAG, Outputs, check_places, decide, outputs_of, publish, workplace
 from sarjax.scenes.predict import Engine, Mapped, Progress, map_scene
@@ -95,8 +96,7 @@ def predict_run(
 
     run, out, mesh = Path(run), Path(out), make_mesh(Mesh())
     restored = restore_run(run, mesh, checkpoint=checkpoint, ema=ema, say=say)
-    if checkpoint == "best" and not restored.checkpoint.startswith("best/"):
-        say(f"{run} kept no checkpoint that was best on val: the last, {restored.checkpoint}, is used")
+    say_last(run, checkpoint, restored.checkpoint, say)
     heads = restored.method.heads
     name = head or next(iter(heads))
     if name not in heads:
@@ -130,7 +130,8 @@ def choose_windows(
     windows = choose(context, trained, side, overlap)
     if context.radius is not None and windows.overlap < context.radius:
         enough = -(-context.radius // context.alignment) * context.alignment
-        better = f"--window {4 * enough}" if overlap is None else f"--overlap {enough}"
+        fits = overlap is not None and 2 * enough < windows.side
+        better = f"--overlap {enough}" if fits else f"--window {4 * enough} without --overlap"
         say(
             f"windows of {windows.side} pixels overlap by {windows.overlap}, less than the {context.radius} that this "
             f"network looks: seams may show, which {better} would avoid"
@@ -249,13 +250,11 @@ def _each(
         try:
             records.append(_make(engine._replace(rows=rows), task, work, say, progress))
         except UserError as e:
-            # Elsewhere than in OUT, nobody finds it again.
-            failures.append(str(e).replace(str(work), str(task.files.labels.parent)))
+            failures.append(str(e).replace(str(work), str(task.files.labels.parent)))  # which will be gone
             if len(tasks) > 1:
                 say(f"no map of {task.scene.name}: {failures[-1]}")
     if failures:
-        first = failures[0]
-        raise UserError(first if len(tasks) == 1 else _summary(len(tasks), failures))
+        raise UserError(failures[0] if len(tasks) == 1 else _summary(len(tasks), failures))
     return records
 
 

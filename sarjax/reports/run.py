@@ -50,6 +50,7 @@ def evaluate_run(
     dataset = data_of(run, read_config(run), split, data_dir)
     folder = results_folder(run)
     restored = restore_run(run, mesh, checkpoint=checkpoint, ema=ema, say=say)
+    say_last(run, checkpoint, restored.checkpoint, say)
     heads = restored.method.heads
     name = head or next(iter(heads))
     if name not in heads:
@@ -76,6 +77,12 @@ def evaluate_run(
     write_csv(files[1], evaluation, dataset.spec)
     confusion_png(files[2], evaluation.confusion, dataset.spec.class_names)
     return EvaluatedRun(evaluation, dataset.spec, restored.step, files)
+
+
+def say_last(run: Path, asked: str, found: str, say: Callable[[str], None]) -> None:
+    """A line where "best" is `asked` for and what was `found` is the last checkpoint."""
+    if asked == "best" and not found.startswith("best/"):
+        say(f"{run} kept no checkpoint that was best on val: the last, {found}, is used")
 
 
 def data_of(run: Path, config: Config, split: str, data_dir: str) -> Dataset:

@@ -187,7 +187,9 @@ def test_default_windows(run):
     assert "less than the 30 that this network looks: seams may show, which --overlap 32 would avoid" in said[0]
     assert choose_windows(run, restored, "main", 96, None, said.append) == Windows(96, 24)
     assert "windows of 96 pixels overlap by 24, less than the 30" in said[1]
-    assert "which --window 128 would avoid" in said[1]
+    assert "which --window 128 without --overlap would avoid" in said[1]
+    choose_windows(run, restored, "main", 64, 8, said.append)
+    assert "which --window 128 without --overlap would avoid" in said.pop(), "64 pixels cannot overlap by 32"
     assert choose_windows(run, restored, "main", 128, None, said.append) == Windows(128, 32)
     assert len(said) == 2
     head = restored.method.heads["main"]._replace(context=FieldOfView(8, None))

@@ -6,11 +6,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import toy
 from scenes.scene_files import pixels, predict, stamps, trained, write_scene
 
 from sarjax import raster
 from sarjax.errors import UserError
 from sarjax.reports import maps
+from sarjax.reports.run import evaluate_run
 from sarjax.scenes.inputs import Scene
 from sarjax.scenes.outputs import check_places, outputs_of, workplace
 from sarjax.train import run as train_run
@@ -243,3 +245,14 @@ def test_best_where_none_was_kept(run, scene, tmp_path):
     assert "other kept no checkpoint that was best on val: the last, checkpoints/2, is used" in said
     _, said = predict(other, [scene], tmp_path / "last", checkpoint="last")
     assert "best on val" not in said
+
+
+def test_an_evaluation_says_so_too(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("sarjax.reports.run.data_of", lambda *args: toy.dataset())
+    for kept in (True, False):
+        folder, said = tmp_path / str(kept), []
+        shutil.copytree(run, folder)
+        if not kept:
+            shutil.rmtree(folder / "best")
+        evaluate_run(folder, say=said.append)
+        assert any("the last, checkpoints/2, is used" in line for line in said) == (not kept)
