@@ -86,3 +86,14 @@ def test_where_it_cannot_be_written(run, tmp_path, early, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match=r"cannot write .*x\.jax: .* is no folder that may be written to"):
         export_run(run, tmp_path / "x.jax")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_command_line_passes_it_on(monkeypatch, overwrite):
+    from sarjax.cli import common, maps
+
+    given = {}
+    monkeypatch.setattr(common, "devices", lambda n: None)
+    monkeypatch.setattr("sarjax.export.export_run", lambda run, file, **options: given.update(options))
+    common.command("export", maps.export)(["run", "map.jax", *["--overwrite"] * overwrite])
+    assert given["overwrite"] is overwrite
