@@ -251,6 +251,8 @@ def _each(
             records.append(_make(engine._replace(rows=rows), task, work, say, progress))
         except UserError as e:
             failures.append(str(e).replace(str(work), str(task.files.labels.parent)))  # which will be gone
+            for path in outputs_of(work, task.scene.name):
+                path.unlink(missing_ok=True)  # the next scene may need the room
             if len(tasks) > 1:
                 say(f"no map of {task.scene.name}: {failures[-1]}")
     if failures:

@@ -224,6 +224,24 @@ def test_checks_without_files(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_scene_that_failed_takes_no_room(run, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        raster.write(tmp_path / "in" / f"{name}.tif", pixels(40, 40, 1))
+    look, found = maps.look, []
+
+    def fail_once(path, *args):
+        found.append(sorted(p.name for p in path.parent.iterdir()))
+        if len(found) == 1:
+            raise UserError("no look.")
+        return look(path, *args)
+
+    monkeypatch.setattr(maps, "look", fail_once)
+    with pytest.raises(UserError, match="1 of 2 scenes could not be mapped, the others are done: no look"):
+        predict(run, [tmp_path / "in"], tmp_path / "out")
+    assert found == [["a.tif"], ["b.tif"]]
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("4096 requested and 0 written")])
 def test_a_full_disk(run, scene, tmp_path, monkeypatch, error):
     def full(*args, **options):
