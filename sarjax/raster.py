@@ -25,7 +25,7 @@ MOST_BLOCK_BYTES = 2**30
 BLOCK = 256
 # Of decoded blocks, per process, in MB: enough for a row of windows of a wide scene stored in strips. By default GDAL
 # takes 5 % of the machine's memory. GDAL reads it from the environment, once; as an option of rasterio it is in bytes.
-os.environ.setdefault("GDAL_CACHEMAX", "512")
+os.environ.setdefault("GDAL_CACHEMAX", "256")
 # One at a time: a thread that reads may push out blocks that another one is just writing to its own file, and parts of
 # blocks that are shared by several bands were seen to be lost so.
 _ONE = threading.RLock()

@@ -126,7 +126,7 @@ def evaluate(
     Args:
         run: the run's directory.
         split: what to evaluate on; every look at test is recorded in the run's manifest.
-        checkpoint: the best on val, or the last.
+        checkpoint: the best on val (where none was kept, the last, and a line says so), or the last.
         ema: evaluate the running mean of the parameters.
         head: which of the method's heads ("" = its default).
         data_dir: where built records are ("" = as the run was trained, else $SARJAX_DATA_DIR or ~/sarjax_data).
@@ -185,7 +185,7 @@ def report(
         what: clusters: sizes, mix of classes and nearest tiles of each cluster of scenes.
         split: whose tiles.
         tiles: how many tiles of each cluster to draw.
-        checkpoint: the best on val, or the last.
+        checkpoint: the best on val (where none was kept, the last, and a line says so), or the last.
         data_dir: where built records are ("" = as the run was trained, else $SARJAX_DATA_DIR or ~/sarjax_data).
         json: print JSON instead of text.
     """
