@@ -73,10 +73,11 @@ def with_scene_clustering(method: Method, options: Clustering, context: Context)
         )
         channels = features.shape[-1]
         for_instances, for_clusters = jax.random.split(jax.random.fold_in(key, ROLE))
-        projectors = {
-            "instance": _mlp_init(for_instances, channels, options.hidden, options.dimensions),
-            "cluster": _mlp_init(for_clusters, channels, options.hidden, options.clusters),
-        }
+        projectors = {}
+        if options.instance:
+            projectors["instance"] = _mlp_init(for_instances, channels, options.hidden, options.dimensions)
+        if options.cluster:
+            projectors["cluster"] = _mlp_init(for_clusters, channels, options.hidden, options.clusters)
         memory = {**variables.memory}
         if options.positives != "augmentation":
             rows = padded(tiles)

@@ -75,6 +75,7 @@ def test_table_3_by_switches():
         base = {k: v for k, v in variables.params.items() if k != "scene_clustering"}
         jax.tree.map(np.testing.assert_array_equal, base, start.params)
         assert (method.scenes is None) == (cluster == 0)
+        assert set(variables.params.get("scene_clustering", {})) == names, "no projector that nothing trains"
         if not names:
             assert method.streams == plain.streams
 
