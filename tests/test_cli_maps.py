@@ -135,6 +135,24 @@ def test_a_signal_ends_a_prediction_like_an_interruption(trained, source, tmp_pa
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_global_network_sees_windows_of_the_size_that_it_was_trained_on(trained, source, tmp_path, capsys):
+    run(
+        *("train", "synthetic_sar", "--workdir", tmp_path / "run", "--data-dir", trained.parent / "records"),
+        *("--network.low-window", 0, "--network.high-window", 0, "--steps", 2, "--batch-size", 2),
+        *("--augment.crop", 64, "--network.width", 0.0625, "--mesh.data", 1, "--no-tensorboard"),
+    )
+    capsys.readouterr()
+    scene = source / "sar" / fake_data.WHU_NAMES[0]
+    run("predict", tmp_path / "run", scene, "--out", tmp_path / "maps", "--probabilities", "--json")
+    (about,) = json.loads(capsys.readouterr().out)
+    assert (about["window"], about["overlap"]) == (64, 16)
+    with rasterio.open(tmp_path / "maps" / f"{scene.stem}_probabilities.tif") as f:
+        probabilities = f.read()
+    seen = ~np.isnan(probabilities[0])
+    assert seen.sum() == 530 * 600 - about["no_data_pixels"]
+    np.testing.assert_allclose(probabilities.sum(0)[seen], 1, rtol=0, atol=1e-5)
+
+
 def test_scenes_that_do_not_fit(trained, source, tmp_path, capsys):
     def refused(*args):
         message = fails(capsys, "predict", trained, *args, "--out", tmp_path / "maps")
