@@ -4,6 +4,7 @@ A data set is one folder here with `<name>_dataset_builder.py` holding a `Builde
 files lie: `layout`. What is read, cut, checked and written follows from that.
 """
 
+import abc
 import contextlib
 import dataclasses
 import errno
@@ -19,7 +20,6 @@ from sarjax_datasets import rows, workers
 
 from sarjax.data.layout import NO_OPTIONS, Layout, Options, Problem, check_scene
 from sarjax.errors import UserError, unknown
-from sarjax.spec import DatasetSpec
 
 SHARD_BYTES = 256 << 20
 SAID = 10
@@ -46,31 +46,18 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(**kwargs)
 
     @classmethod
+    @abc.abstractmethod
     def layout(cls, source: Path, config: str = "", options: Options = NO_OPTIONS) -> Layout:
         """How the data set lies in the folder `source`, by listing it.
 
         What is wrong with the files is in `Layout.problems`. config: "" = the default. UserError for a configuration
         that is not there and for options that name nothing.
         """
-        raise NotImplementedError
-
-    @classmethod
-    def spec_of(cls, config: str = "") -> DatasetSpec:
-        """The spec of the records that `config` ("" = the default) builds, where it is known without any files."""
-        raise NotImplementedError
-
-    @classmethod
-    def config_name(cls, config: str) -> str:
-        """The name of the configuration `config`, "" = the default; UserError, with the nearest, for an unknown one."""
-        names = [c.name for c in cls.BUILDER_CONFIGS]
-        if config and config not in names:
-            raise unknown(f"configuration of {cls.name}", config, names)
-        return config or (names[0] if names else "")
 
     @classmethod
     def tfds_config(cls, config: str, layout: Layout) -> Any:
         """What TFDS calls the configuration `config`, whose layout is `layout`; None where there are none."""
-        return cls.config_name(config) or None
+        return known_config(cls, config) or None
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = rows.features(self.on_disk.spec, self.on_disk.tile)
@@ -183,6 +170,14 @@ def _as_os_error() -> Iterator[None]:
     except RuntimeError as e:
         codes = (code for code in (errno.ENOSPC, errno.EDQUOT) if os.strerror(code) in str(e))
         raise OSError(next(codes, errno.EIO), str(e).splitlines()[0].rstrip(".")) from e
+
+
+def known_config(cls: type[Builder], config: str) -> str:
+    """The name of the configuration `config`, "" = the default; UserError, with the nearest, for an unknown one."""
+    names = [c.name for c in cls.BUILDER_CONFIGS]
+    if config and config not in names:
+        raise unknown(f"configuration of {cls.name}", config, names)
+    return config or (names[0] if names else "")
 
 
 def _warnings(problems: Iterable[Problem]) -> list[Problem]:

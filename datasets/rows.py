@@ -77,8 +77,10 @@ def examples(layout: Layout, row: Row) -> Iterator[dict[str, Any]]:
             with raster.open_raster(path) as f:
                 read.append(read_image(f, m, window))
         images[m.name], valid[m.name] = (np.stack(arrays) for arrays in zip(*read, strict=True))
-    with raster.open_raster(scene.label) as f:
-        label = read_labels(f, layout.labels, window)
+    label = np.full(window[2:], IGNORE_LABEL, np.uint8)
+    if scene.label is not None:
+        with raster.open_raster(scene.label) as f:
+            label = read_labels(f, layout.labels, window)
     for tile in row.tiles:
         part = slice(tile.column - left, tile.column - left + side)
         cut = {name: image[:, :, part] for name, image in images.items()}

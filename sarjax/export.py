@@ -21,7 +21,7 @@ import numpy as np
 from jax import export as jax_export
 
 from sarjax.config import Experiment, Inputs, Mesh
-from sarjax.errors import UserError, unknown
+from sarjax.errors import UserError
 from sarjax.files import file_digest, write_atomically
 from sarjax.methods.record import Head, Tree
 from sarjax.models.resampling import LARGEST_SIDE
@@ -74,12 +74,9 @@ def export_run(
     _check_place(Path(run), file, overwrite)
     # One device: its number is part of the program.
     restored = restore_run(run, make_mesh(Mesh(), jax.local_devices()[:1]), checkpoint=checkpoint, ema=ema, say=say)
-    heads = restored.method.heads
-    name = head or next(iter(heads))
-    if name not in heads:
-        raise unknown(f"head of {run}", name, heads)
+    name, chosen = restored.head(head)
     program = export_head(
-        heads[name],
+        chosen,
         restored.params,
         restored.stats,
         restored.spec,
@@ -89,7 +86,7 @@ def export_run(
         platforms=platforms,
     )
     data = bytes(program.serialize())
-    sidecar = _describe(program, restored, heads[name], file.name, size, batch) | {
+    sidecar = _describe(program, restored, chosen, file.name, size, batch) | {
         "head": name,
         "run": Path(run).resolve().name,
         "checkpoint": restored.checkpoint,

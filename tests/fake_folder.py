@@ -20,6 +20,26 @@ ignore = [-1]
 radiometry = "intensity"
 {CLASSES}
 """
+# The real chip's, which lies outside of its read-only folder.
+SEN1FLOODS11 = """
+name = "sen1floods11"
+ignore = [-1]
+[sar]
+folder = "S1"
+suffix = "_S1Hand"
+bands = ["VV", "VH"]
+radiometry = "db"
+[label]
+folder = "Labels"
+suffix = "_LabelHand"
+[[class]]
+name = "dry"
+value = 0
+[[class]]
+name = "water"
+value = 1
+colour = [0, 0, 255]
+"""
 RNG = np.random.default_rng(0)
 
 

@@ -5,33 +5,10 @@ import json
 import numpy as np
 import pytest
 import rasterio
+from fake_folder import SEN1FLOODS11
 
 from sarjax import cli
 from sarjax.cli import common
-
-DESCRIPTION = """
-name = "chip"
-ignore = [-1]
-
-[sar]
-folder = "S1"
-suffix = "_S1Hand"
-bands = ["VV", "VH"]
-radiometry = "db"
-
-[label]
-folder = "Labels"
-suffix = "_LabelHand"
-
-[[class]]
-name = "dry"
-value = 0
-
-[[class]]
-name = "water"
-value = 1
-colour = [0, 0, 255]
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +23,7 @@ def run(*args):
 @pytest.mark.slow
 def test_from_files_to_a_map(shared_data, tmp_path, capsys):
     source = shared_data / "sen1floods11"
-    (tmp_path / "chip.toml").write_text(DESCRIPTION)
+    (tmp_path / "chip.toml").write_text(SEN1FLOODS11)
     about = ("paired_folder", "--source", source, "--description", tmp_path / "chip.toml")
     run("data", "check", *about, "--json")
     report = json.loads(capsys.readouterr().out)
@@ -56,7 +33,7 @@ def test_from_files_to_a_map(shared_data, tmp_path, capsys):
     run("data", "build", *about, "--out", tmp_path / "records")
     run(
         *("train", "synthetic_sar", "--workdir", tmp_path / "run", "--data-dir", tmp_path / "records"),
-        *("--data.name", "paired_folder", "--data.config", "chip", "--steps", 50, "--network.width", 0.125),
+        *("--data.name", "paired_folder", "--data.config", "sen1floods11", "--steps", 50, "--network.width", 0.125),
         *("--mesh.data", 1, "--batch-size", 4, "--no-tensorboard"),
     )
 

@@ -41,7 +41,7 @@ class Builder(builder.Builder):
 
     @classmethod
     def layout(cls, source: Path, config: str = "", options: Options = NO_OPTIONS) -> Layout:
-        cls.config_name(config)
+        builder.known_config(cls, config)
         scenes: list[Scene] = []
         problems: list[Problem] = []
         known: set[str] = set()

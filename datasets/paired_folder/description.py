@@ -40,14 +40,15 @@ class ModalityFiles(NamedTuple):
 class Description(NamedTuple):
     """What a folder holds. labels: {value in the files: class index or 255 = ignore}. split_files: {split: file}.
 
-    own_splits: the user named the files of the splits, so they have to be there.
+    label_folder: None = there are no labels. own_splits: the user named the files of the splits, so they have to be
+    there.
     """
 
     name: str
     tile: int
     cover: bool
     modalities: tuple[ModalityFiles, ...]
-    label_folder: str
+    label_folder: str | None
     label_suffix: str
     classes: tuple[ClassSpec, ...]
     labels: Mapping[int, int]
@@ -102,7 +103,7 @@ def parse(content: Mapping[str, Any], where: str, source: Path, own_splits: bool
         numbers = " and ".join(f"{len(m.folders)} of {m.name}" for m in modalities)
         raise UserError(f"{where} lists folders of {numbers}: every sensor needs one for each date.")
     label, split = top.table("label"), top.table("split")
-    folder = label.take("folder", _text, "a folder's name", "label")
+    folder = label.take("folder", _string, "a folder's name, or an empty text for none,", "label").strip() or None
     suffix = label.take("suffix", _string, "a text", "")
     files = {s: split.take(s, _text, "a text file's name", "" if own_splits else f"split/{s}.txt") for s in SPLITS}
     for table in (top, label, split, *tables.values()):

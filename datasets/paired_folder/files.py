@@ -16,8 +16,11 @@ def scenes(source: Path, description: Description) -> tuple[list[Scene], list[Pr
         m.name: [(source / folder, suffix) for folder, suffix in zip(m.folders, m.suffixes, strict=True)]
         for m in description.modalities
     }
-    label_place = source / description.label_folder, description.label_suffix
-    every = [place for group in places.values() for place in group] + [label_place]
+    every = [place for group in places.values() for place in group]
+    label_place = None
+    if description.label_folder is not None:
+        label_place = source / description.label_folder, description.label_suffix
+        every.append(label_place)
     problems = [
         Problem("fatal", "missing", str(folder), f"{folder} is missing: the description says that files are there.")
         for folder in dict.fromkeys(folder for folder, _ in every)
@@ -38,7 +41,7 @@ def scenes(source: Path, description: Description) -> tuple[list[Scene], list[Pr
         problems += [missing(name, folder / f"{name}{suffix}.*") for folder, suffix in gone]
         if not gone:
             images = {m: tuple(found[place][name] for place in group) for m, group in places.items()}
-            complete.append(Scene(name, images, found[label_place][name]))
+            complete.append(Scene(name, images, found[label_place][name] if label_place else None))
     if not complete:
         text = f"{source} holds no scene with a file in each of {listed(sorted({str(f) for f, _ in every}))}"
         text += f": files of one name ({', '.join(raster.READABLE)}) are expected there."

@@ -1,6 +1,8 @@
 """The builder of a folder of one's own; README.md says how to describe it."""
 
+import contextlib
 import tomllib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +37,23 @@ class Builder(builder.Builder):
     def layout(cls, source: Path, config: str = "", options: Options = NO_OPTIONS) -> Layout:
         """See the base. UserError also for a description that is missing or wrong.
 
-        Bands and dtypes that it does not say are those of the first scene, whose headers alone are opened.
+        Bands and dtypes that it does not say are those of the first scene whose header can be read; no other is opened.
         """
         described = describe(source, config, options.description)
         found, problems, known = files.scenes(source, described)
         scenes = without(found, options.exclude, known)
         splits, wrong, notice = files.splits(source, described, [scene.name for scene in scenes], known)
-        spec, unreadable = _spec(described, scenes[0] if scenes else None)
+        spec, unfit = _spec(described, scenes)
         return Layout(
             spec,
             described.labels,
             scenes,
             splits if scenes else {},
-            (*problems, *unreadable, *(wrong if scenes else ())),
+            (*problems, *unfit, *(wrong if scenes else ())),
             described.tile,
             described.cover,
             notice=notice if scenes else "",
         )
-
-    @classmethod
-    def config_name(cls, config: str) -> str:
-        raise NotImplementedError  # it is in the description
 
     @classmethod
     def tfds_config(cls, config: str, layout: Layout) -> Any:
@@ -103,19 +101,18 @@ def _check_name(name: str, config: str, where: str) -> None:
         )
 
 
-def _spec(described: Description, scene: Scene | None) -> tuple[DatasetSpec, list[Problem]]:
-    """The spec, completed by the headers of `scene` where the description leaves something open."""
+def _spec(described: Description, scenes: Sequence[Scene]) -> tuple[DatasetSpec, list[Problem]]:
+    """The spec, completed by the first header that can be read where the description leaves something open.
+
+    What cannot be read is named where all headers are looked at.
+    """
     modalities, problems = [], []
     for m in described.modalities:
         bands, dtype = m.bands, "float32" if m.transforms else m.dtype
-        if scene and not (bands and dtype):
-            path = scene.images[m.name][0]
-            try:
-                header = raster.info(path)
+        if not (bands and dtype):
+            path, header = next(_headers(scene.images[m.name][0] for scene in scenes), (None, None))
+            if header is not None:
                 bands = bands or tuple(f"b{i + 1}" for i in range(header.bands))
-            except UserError as e:
-                problems.append(Problem("fatal", "unreadable", str(path), str(e)))
-            else:
                 try:
                     dtype = dtype or stored_dtype(header.dtype)
                 except UserError as e:
@@ -124,6 +121,12 @@ def _spec(described: Description, scene: Scene | None) -> tuple[DatasetSpec, lis
     dates = len(described.modalities[0].folders)
     spec = DatasetSpec(described.name, tuple(modalities), described.classes, dates, described.excluded)
     return spec, problems
+
+
+def _headers(paths: Iterable[Path]) -> Iterator[tuple[Path, raster.Info]]:
+    for path in paths:
+        with contextlib.suppress(UserError):
+            yield path, raster.info(path)
 
 
 def _modality(m: ModalityFiles, bands: tuple[str, ...], dtype: str) -> ModalitySpec:

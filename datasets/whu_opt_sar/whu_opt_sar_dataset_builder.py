@@ -83,11 +83,11 @@ class Builder(builder.Builder):
 
     @classmethod
     def spec_of(cls, config: str = "") -> DatasetSpec:
-        return dataclasses.replace(SPEC, dates=CUTS[cls.config_name(config)].dates)
+        return dataclasses.replace(SPEC, dates=CUTS[builder.known_config(cls, config)].dates)
 
     @classmethod
     def layout(cls, source: Path, config: str = "", options: Options = NO_OPTIONS) -> Layout:
-        cut = CUTS[cls.config_name(config)]
+        cut = CUTS[builder.known_config(cls, config)]
         found, problems, known = _scenes(source, cut.dates)
         scenes = without(found, options.exclude, known | {without_ending(name) for name in _official()})
         if cut.random:

@@ -159,7 +159,7 @@ def _facts(layout: Layout, source: Path, options: Options) -> dict[str, Any]:
     files = [
         [key, (path.relative_to(source) if path.is_relative_to(source) else path).as_posix()]
         for scene in scenes
-        for key, paths in (*sorted(scene.images.items()), ("label", (scene.label,)))
+        for key, paths in (*sorted(scene.images.items()), ("label", (scene.label,) if scene.label else ()))
         for path in paths
     ]
     return {

@@ -51,17 +51,19 @@ NO_OPTIONS = Options()
 class Scene(NamedTuple):
     """The files of one scene. images: {modality: one file per date}. name: unique; its tiles' names begin with it.
 
+    label: None = the data set has none: all of its pixels are 255 (ignore).
     tile_id: the scene is one tile, of this id and the scene's own name (None: tiles are cut from it and numbered).
     """
 
     name: str
     images: Mapping[str, tuple[Path, ...]]
-    label: Path
+    label: Path | None
     tile_id: int | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return (*(path for paths in self.images.values() for path in paths), self.label)
+        labels = () if self.label is None else (self.label,)
+        return (*(path for paths in self.images.values() for path in paths), *labels)
 
 
 class WaterCheck(NamedTuple):
@@ -140,7 +142,7 @@ def check_scene(scene: Scene, spec: DatasetSpec, tile: int) -> tuple[tuple[int, 
             except UserError as e:
                 kind = "bands" if infos[path].bands != len(m.bands) else "dtype"
                 problems.append(Problem("fatal", kind, str(path), str(e)))
-    label = infos.get(scene.label)
+    label = infos.get(scene.label) if scene.label else None
     if label and (label.bands != 1 or np.dtype(label.dtype).kind not in "ui"):
         text = f"{scene.label} has {label.bands} bands of {label.dtype}: labels are one band of whole numbers."
         problems.append(Problem("fatal", "bands", str(scene.label), text))

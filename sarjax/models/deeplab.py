@@ -10,8 +10,7 @@ from sarjax.errors import UserError
 from sarjax.models.context import FieldOfView
 from sarjax.models.layers import AdaptiveAvgPool, BatchNorm, ReLU, conv, kaiming_fan_in, scaled
 from sarjax.models.resampling import resize_bilinear
-from sarjax.models.resnet import ResNet
-from sarjax.models.segmenters import Prediction, build_encoder, by_stride
+from sarjax.models.segmenters import Prediction, Segmenter, build_encoder, whole_image
 from sarjax.options import DeepLabV3
 
 
@@ -55,14 +54,13 @@ class ASPP(nn.Module):
         return part("project")(jnp.concatenate(parts, -1), train)
 
 
-class DeepLabV3Segmenter(nn.Module):
+class DeepLabV3Segmenter(Segmenter):
     """Encoder, `ASPP`, 1x1 classifier, bilinear upsampling.
 
     torchvision's network of this name has another 3x3 convolution before the classifier and a dropout of 0.5 after
     the projection; the first does not fit Table 2 of Cheng et al., the second is left out.
     """
 
-    encoder: ResNet
     channels: int
     rates: tuple[int, ...]
     num_classes: int
@@ -74,11 +72,7 @@ class DeepLabV3Segmenter(nn.Module):
 
     @property
     def context(self) -> FieldOfView:
-        """The whole image, by its mean; aligned to the last stage's stride."""
-        return FieldOfView(max(self.encoder.strides.values()), None)
-
-    def encode(self, x: Float[Array, "b h w c"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:
-        return by_stride(self.encoder(x, train), self.encoder.strides)
+        return whole_image(self.encoder)
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Prediction:
         features = self.encode(x, train)

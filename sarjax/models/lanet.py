@@ -12,8 +12,7 @@ from sarjax.errors import UserError
 from sarjax.models.context import Extent, FieldOfView
 from sarjax.models.layers import AvgPool, BatchNorm, ReLU, Sigmoid, conv, kaiming_fan_in, scaled
 from sarjax.models.resampling import adaptive_avg_pool, resize_bilinear
-from sarjax.models.resnet import ResNet
-from sarjax.models.segmenters import Prediction, build_encoder, by_stride
+from sarjax.models.segmenters import Prediction, Segmenter, build_encoder, by_stride
 from sarjax.options import LANet
 
 # The public code gives its own batch-norms PyTorch's momentum 0.95: running statistics follow the last few batches.
@@ -85,14 +84,13 @@ class AttentionEmbedding(nn.Module):
         return low + attended if self.residual else attended
 
 
-class LANetSegmenter(nn.Module):
+class LANetSegmenter(Segmenter):
     """Patch attention on low and high features, embedding of high into low, and the sum of both branches' logits.
 
     low_channels, high_channels: of the branches. The rest as in `sarjax.options.LANet`.
     `auxiliary` of the prediction are the high branch's logits.
     """
 
-    encoder: ResNet
     low_channels: int
     high_channels: int
     low_window: int
@@ -132,9 +130,6 @@ class LANetSegmenter(nn.Module):
         high, low = _attended(last, self.high_window), _attended(first, self.low_window)
         embedded = low.joined(high.convolution(EMBEDDING_WINDOW + 1).upsampled(low.stride))
         return embedded.upsampled(1).joined(high.upsampled(1)).field_of_view(*periods)
-
-    def encode(self, x: Float[Array, "b h w c"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:
-        return by_stride(self.encoder(x, train), self.encoder.strides)
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Prediction:
         stages = self.encoder(x, train)

@@ -10,8 +10,8 @@ from sarjax.errors import UserError
 from sarjax.models.context import FieldOfView
 from sarjax.models.layers import AdaptiveAvgPool, BatchNorm, PReLU, ReLU, conv, kaiming_fan_in, scaled
 from sarjax.models.resampling import resize_bilinear
-from sarjax.models.resnet import ResNet, channels_of
-from sarjax.models.segmenters import Prediction, build_encoder, by_stride
+from sarjax.models.resnet import channels_of
+from sarjax.models.segmenters import Prediction, Segmenter, build_encoder, by_stride, whole_image
 from sarjax.options import PSPNet
 
 
@@ -52,7 +52,7 @@ class Upsample(nn.Module):
         return PReLU(name="prelu")(BatchNorm(dtype=self.dtype, name="bn")(x, train))
 
 
-class PSPNetSegmenter(nn.Module):
+class PSPNetSegmenter(Segmenter):
     """Encoder, `PyramidPooling`, an `Upsample` per doubling of the size, 1x1 classifier.
 
     Where the doublings do not end at the input's size the logits are resized to it. The public layout drops channels
@@ -60,7 +60,6 @@ class PSPNetSegmenter(nn.Module):
     second because the logits' softmax is the same. `auxiliary`, of the stage before the last, is an FCN head's.
     """
 
-    encoder: ResNet
     bins: tuple[int, ...]
     channels: int
     upsampling: tuple[int, ...]
@@ -81,11 +80,7 @@ class PSPNetSegmenter(nn.Module):
 
     @property
     def context(self) -> FieldOfView:
-        """The whole image, by its means; aligned to the last stage's stride."""
-        return FieldOfView(max(self.encoder.strides.values()), None)
-
-    def encode(self, x: Float[Array, "b h w c"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:
-        return by_stride(self.encoder(x, train), self.encoder.strides)
+        return whole_image(self.encoder)
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Prediction:
         stages = self.encoder(x, train)

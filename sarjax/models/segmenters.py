@@ -36,10 +36,23 @@ def build_encoder(options: NetworkOptions, stages: int, dtype: Any) -> ResNet:
     return ResNet(options.encoder, options.width, options.output_stride, stages, jnp.dtype(dtype))
 
 
-class FCNSegmenter(nn.Module):
-    """Encoder, 3x3 convolution, batch-norm, ReLU, 1x1 classifier, bilinear upsampling (Long et al., CVPR 2015)."""
+class Segmenter(nn.Module):
+    """What every segmentation network has: an encoder, and its features by stride."""
 
     encoder: ResNet
+
+    def encode(self, x: Float[Array, "b h w c"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:
+        return by_stride(self.encoder(x, train), self.encoder.strides)
+
+
+def whole_image(encoder: ResNet) -> FieldOfView:
+    """Of a network that looks at means of the whole image: global, aligned to the last stage's stride."""
+    return FieldOfView(max(encoder.strides.values()), None)
+
+
+class FCNSegmenter(Segmenter):
+    """Encoder, 3x3 convolution, batch-norm, ReLU, 1x1 classifier, bilinear upsampling (Long et al., CVPR 2015)."""
+
     channels: int
     num_classes: int
     dtype: Any = jnp.float32
@@ -55,9 +68,6 @@ class FCNSegmenter(nn.Module):
         """Encoder, one 3x3 convolution and the upsampling; aligned to the last stage's stride."""
         last = list(self.encoder.extents.values())[-1]
         return last.convolution(3).upsampled(1).field_of_view(last.stride)
-
-    def encode(self, x: Float[Array, "b h w c"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:
-        return by_stride(self.encoder(x, train), self.encoder.strides)
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Prediction:
         features = self.encode(x, train)

@@ -13,9 +13,8 @@ import numpy as np
 from sarjax import __version__, raster
 from sarjax import config as configs
 from sarjax.config import Inputs
-from sarjax.errors import UserError, unknown
+from sarjax.errors import UserError
 from sarjax.files import write_atomically
-from sarjax.reports.run import say_last
 from sarjax.scenes.inputs import Reads, Scene, open_scene, parse_scenes
 from sarjax.scenes.outputs import MADE_BY, TAG, Outputs, check_places, decide, outputs_of, publish, workplace
 from sarjax.scenes.predict import Engine, Mapped, Progress, map_scene
@@ -96,11 +95,7 @@ def predict_run(
 
     run, out, mesh = Path(run), Path(out), make_mesh(Mesh())
     restored = restore_run(run, mesh, checkpoint=checkpoint, ema=ema, say=say)
-    say_last(run, checkpoint, restored.checkpoint, say)
-    heads = restored.method.heads
-    name = head or next(iter(heads))
-    if name not in heads:
-        raise unknown(f"head of {run}", name, heads)
+    name, _ = restored.head(head)
     engine = _engine(restored, name, mesh, choose_windows(run, restored, name, window, overlap, say), batch, tta)
     settings = _settings(run, restored, name, engine.windows, ema, tta)
     parsed = parse_scenes(scenes, engine.reads, say)

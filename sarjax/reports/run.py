@@ -50,11 +50,7 @@ def evaluate_run(
     dataset = data_of(run, read_config(run), split, data_dir)
     folder = results_folder(run)
     restored = restore_run(run, mesh, checkpoint=checkpoint, ema=ema, say=say)
-    say_last(run, checkpoint, restored.checkpoint, say)
-    heads = restored.method.heads
-    name = head or next(iter(heads))
-    if name not in heads:
-        raise unknown(f"head of {run}", name, heads)
+    name, chosen = restored.head(head)
     if split == "test":
         manifest = read_manifest(run)
         look = {
@@ -66,10 +62,8 @@ def evaluate_run(
         manifest.setdefault("test_looks", []).append(look)
         write_manifest(run, manifest)
         say(f"look {len(manifest['test_looks'])} of this run at the test split, noted in its manifest")
-    count = jax.jit(make_count_step(heads[name].predict, dataset.spec.num_classes), out_shardings=replicated(mesh))
-    evaluation = run_evaluation(
-        count, heads[name], restored.params, restored.stats, dataset, split, restored.config, mesh
-    )
+    count = jax.jit(make_count_step(chosen.predict, dataset.spec.num_classes), out_shardings=replicated(mesh))
+    evaluation = run_evaluation(count, chosen, restored.params, restored.stats, dataset, split, restored.config, mesh)
 
     stem = "-".join([split, checkpoint, *(["ema"] if ema else []), *([head] if head else [])])
     files = tuple(folder / f"{stem}.{kind}" for kind in ("json", "csv", "png"))
@@ -77,12 +71,6 @@ def evaluate_run(
     write_csv(files[1], evaluation, dataset.spec)
     confusion_png(files[2], evaluation.confusion, dataset.spec.class_names)
     return EvaluatedRun(evaluation, dataset.spec, restored.step, files)
-
-
-def say_last(run: Path, asked: str, found: str, say: Callable[[str], None]) -> None:
-    """A line where "best" is `asked` for and what was `found` is the last checkpoint."""
-    if asked == "best" and not found.startswith("best/"):
-        say(f"{run} kept no checkpoint that was best on val: the last, {found}, is used")
 
 
 def data_of(run: Path, config: Config, split: str, data_dir: str) -> Dataset:
@@ -177,7 +165,7 @@ def draw_panels(run: Path, out: Path, *, split: str = "val", tiles: int = 4, dat
     dataset = data_of(run, restored.config, split, data_dir)
     rows = dataset.split(split)
     chosen = [rows[int(i)] for i in np.linspace(0, len(rows) - 1, min(tiles, len(rows))).round()]
-    head = next(iter(restored.method.heads.values()))
+    _, head = restored.head()
     predict = jax.jit(
         lambda p, s, b: jax.numpy.argmax(head.predict(p, s, b), -1).astype("uint8"), out_shardings=replicated(mesh)
     )

@@ -20,6 +20,11 @@ from sarjax.train.state import TrainState
 def make_batches(method: Method, dataset: Dataset, config: Config, mesh: jax.sharding.Mesh) -> Batches:
     """The training stream; UserError when its rows do not fit devices or microbatches."""
     experiment = config.experiment
+    if any(s.kind == "labelled" for s in method.streams.values()) and not any(dataset.statistics.class_pixels):
+        raise UserError(
+            f"no pixel of data set {dataset.spec.name!r} is labelled in train, and method {experiment.method.NAME!r} "
+            "learns from labels: records with labels would be accepted."
+        )
     batches = Batches(
         dataset.split("train", modalities=training_modalities(method, dataset, config)),
         method.streams,

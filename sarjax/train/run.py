@@ -20,11 +20,11 @@ from sarjax import config as configs
 from sarjax.config import Config, Experiment
 from sarjax.data.pipeline import labelled_split
 from sarjax.data.store import Dataset
-from sarjax.errors import UserError
+from sarjax.errors import UserError, unknown
 from sarjax.files import file_digest, write_atomically
 from sarjax.machine import visible_cores
 from sarjax.methods import build_method
-from sarjax.methods.record import Context, Method, Schedule, Tree
+from sarjax.methods.record import Context, Head, Method, Schedule, Tree
 from sarjax.spec import DatasetSpec, Statistics, Stream
 from sarjax.train.checkpoint import Checkpoints
 from sarjax.train.mesh import infer_sharding
@@ -167,6 +167,7 @@ def read_config(workdir: Path) -> Config:
 class Restored(NamedTuple):
     """A trained run, ready to predict: the method's functions and its variables on the mesh."""
 
+    workdir: Path
     config: Config
     spec: DatasetSpec
     statistics: Statistics
@@ -175,6 +176,14 @@ class Restored(NamedTuple):
     stats: Tree
     step: int
     checkpoint: str
+
+    def head(self, name: str = "") -> tuple[str, Head]:
+        """(name, head) of the method, "" = its first; UserError, with the nearest, for one that it does not have."""
+        heads = self.method.heads
+        name = name or next(iter(heads))
+        if name not in heads:
+            raise unknown(f"head of {self.workdir}", name, heads)
+        return name, heads[name]
 
 
 def read_data_description(folder: Path) -> tuple[DatasetSpec, Statistics]:
@@ -211,8 +220,8 @@ def restore_run(
 ) -> Restored:
     """The run's method and parameters for inference; opens no teacher and no data set.
 
-    checkpoint: "best" (the best on val; the last where none was kept) or "last". ema: the running mean instead of the
-    parameters; UserError where none was kept.
+    checkpoint: "best" (on val; where none was kept the last, which is said) or "last". ema: the running mean instead of
+    the parameters; UserError where none was kept.
     """
     config = read_config(workdir)
     spec, statistics = read_data_description(workdir)
@@ -232,7 +241,11 @@ def restore_run(
         raise UserError(f"{workdir} kept no running mean of its parameters; train with --optimizer.ema above 0.")
     schedule = Schedule(step, 1, 1)
     method = build_method(Context(config.experiment, spec, statistics, schedule), for_inference=True)
+    found = f"{checkpoints.directory.name}/{step}"
+    if checkpoint == "best" and not found.startswith("best/"):
+        say(f"{workdir} kept no checkpoint that was best on val: the last, {found}, is used")
     return Restored(
+        workdir,
         config,
         spec,
         statistics,
@@ -240,5 +253,5 @@ def restore_run(
         state["ema"] if ema else state["params"],
         state["stats"] or {},
         step,
-        f"{checkpoints.directory.name}/{step}",
+        found,
     )

@@ -4,8 +4,9 @@ import fake_data
 import numpy as np
 import pytest
 import rasterio
-from fake_folder import CLASSES, OWN, RNG, image, indices, write, write_own
+from fake_folder import CLASSES, OWN, RNG, SEN1FLOODS11, image, indices, write, write_own
 
+from sarjax.data import doctor
 from sarjax.data.build import build, builder_class
 from sarjax.data.layout import Options
 from sarjax.data.store import open_dataset, open_directory
@@ -162,24 +163,7 @@ def test_published_sets(tmp_path, config, sar, optical, label, lists):
 def test_a_real_chip(shared_data, tmp_path, optical):
     """Sen1Floods11 by the README's description, which lies outside of the read-only folder."""
     toml = tmp_path / "sen1floods11.toml"
-    toml.write_text("""
-name = "sen1floods11"
-ignore = [-1]
-[sar]
-folder = "S1"
-suffix = "_S1Hand"
-bands = ["VV", "VH"]
-radiometry = "db"
-[label]
-folder = "Labels"
-suffix = "_LabelHand"
-[[class]]
-name = "dry"
-value = 0
-[[class]]
-name = "water"
-value = 1
-""")
+    toml.write_text(SEN1FLOODS11)
     if optical:
         toml.write_text(f'{toml.read_text()}\n[optical]\nfolder = "S2"\nsuffix = "_S2Hand"\n')
     source = shared_data / "sen1floods11"
@@ -209,3 +193,31 @@ value = 1
     mean = dataset.statistics.bands["sar"].mean
     np.testing.assert_allclose(mean, sar[seen].astype(np.float64).mean(0), rtol=1e-6)
     assert mean[0] > mean[1]  # VV is brighter than VH
+
+
+def test_a_folder_without_labels(tmp_path):
+    """For what learns from unlabelled tiles; said in the description, so that a folder's wrong name is no such set."""
+    made = write_own(tmp_path / "s", ["a", "b", "c"], toml=OWN + '[label]\nfolder = ""\n')
+    for path in (tmp_path / "s" / "label").iterdir():
+        path.unlink()
+    (tmp_path / "s" / "label").rmdir()
+    report = doctor.run("paired_folder", tmp_path / "s")
+    assert not report.problems
+    assert report.files == 3
+    dataset = open_directory(build("paired_folder", tmp_path / "s", tmp_path / "o", jobs=2))
+    assert dataset.statistics.class_pixels == (0, 0)
+    for _, name, tile in fake_data.all_tiles(dataset):
+        np.testing.assert_array_equal(tile["sar"][0], made[name[0]][0])
+        assert (tile["label"] == 255).all()
+    (tmp_path / "s" / "dataset.toml").write_text(OWN)
+    assert [p.kind for p in layout(tmp_path / "s").problems] == ["missing"]
+
+
+def test_what_is_left_open_comes_from_the_first_file_that_can_be_read(tmp_path):
+    """Else one empty file would make all others wrong."""
+    write_own(tmp_path / "s", ["a", "b", "c"], bands=3, dtype="uint16")
+    (tmp_path / "s" / "sar" / "a.tif").write_bytes(b"")
+    (modality,) = layout(tmp_path / "s").spec.modalities
+    assert (len(modality.bands), modality.dtype) == (3, "uint16")
+    (problem,) = (p for p in doctor.run("paired_folder", tmp_path / "s").problems if p.severity == "fatal")
+    assert (problem.kind, problem.where) == ("unreadable", str(tmp_path / "s" / "sar" / "a.tif"))

@@ -267,3 +267,11 @@ def test_tensorboard_events(tmp_path, monkeypatch):
         train(cfg, tmp_path)
     train(cfg, tmp_path)
     assert len(list((tmp_path / "events").glob("events.out.tfevents.*"))) == 2
+
+
+def test_labels_are_needed_to_learn_from_them(tmp_path):
+    data = toy.dataset()
+    blank = dataclasses.replace(data, statistics=dataclasses.replace(data.statistics, class_pixels=(0, 0, 0)))
+    with pytest.raises(UserError, match="no pixel of data set 'toy' is labelled in train, and method 'supervised'"):
+        loop.train(toy.config(), tmp_path / "run", dataset=blank, say=lambda line: None)
+    assert not (tmp_path / "run").exists()

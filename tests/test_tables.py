@@ -1,0 +1,197 @@
+"""What a table says of its runs: means, differences, orders; and what the published tables say."""
+
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+from sarjax import config, experiments, recipes
+from sarjax.config import Inputs
+from sarjax.errors import UserError
+from sarjax.evaluate.bootstrap import Difference
+from sarjax.evaluate.evaluator import Evaluation
+from sarjax.experiments import make_plan
+from sarjax.options import LANet
+from sarjax.recipes import tables
+from sarjax.recipes.tables import TABLES, Row, Table, all_rows, on
+from sarjax.reports import comparison, rows
+from sarjax.reports.comparison import Result, compare
+from sarjax.spec import ClassSpec
+
+SPEC = dataclasses.replace(toy.SPEC, classes=(ClassSpec("a", (0, 0, 0)), ClassSpec("b", (1, 1, 1))), excluded=())
+
+
+def result(*tiles):
+    per_tile = {i: np.array([[a, b], [c, d]], np.int64) for i, (a, b, c, d) in enumerate(tiles)}
+    return Result(Evaluation(np.sum(list(per_tile.values()), 0), per_tile), repr(tiles))
+
+
+def table(names, metrics=("pixel_accuracy",), **paper):
+    return Table("t", "t", tuple(Row(n, n, paper.get(n, {})) for n in names), names[0], metrics, "s", "toy")
+
+
+def test_mean_spread_and_delta_by_hand():
+    results = {
+        "none": {0: result((6, 4, 0, 0)), 1: result((7, 3, 0, 0)), 2: result((8, 2, 0, 0))},
+        "full": {0: result((9, 1, 0, 0))},
+    }
+    t = table(("none", "full"), ("pixel_accuracy", "iou/b", "iou/c"), none={"pixel_accuracy": 0.65})
+    found = compare(t, results, SPEC, True, {})
+    cell = found["rows"]["none"]["pixel_accuracy"]
+    assert cell["values"] == {"0": 0.6, "1": 0.7, "2": 0.8}
+    assert cell["mean"] == pytest.approx(0.7)
+    assert cell["sd"] == pytest.approx(0.1)
+    assert cell["sd"] == pytest.approx(statistics.stdev([0.6, 0.7, 0.8]))
+    assert cell["delta"] == pytest.approx(0.05)
+    assert cell["minus_baseline"] is None
+    cell = found["rows"]["full"]["pixel_accuracy"]
+    assert (cell["n"], cell["sd"], cell["paper"], cell["delta"]) == (1, None, None, None)
+    assert cell["minus_baseline"]["value"] == pytest.approx(0.3), "of the seed that both have"
+    assert found["rows"]["none"]["iou/b"]["mean"] == 0
+    assert found["rows"]["none"]["iou/c"] == {
+        "values": {"0": None, "1": None, "2": None},
+        "mean": None,
+        "sd": None,
+        "n": 0,
+        "paper": None,
+        "delta": None,
+        "minus_baseline": None,
+    }, "no such class"
+    json.dumps(found, allow_nan=False)
+    assert compare(t, results, SPEC, False, {})["rows"]["none"]["pixel_accuracy"]["delta"] is None
+    with pytest.raises(UserError, match="did you mean 'miou'"):
+        compare(table(("none",), ("mIoU",)), results, SPEC, True, {})
+
+
+def test_the_bootstrap_gets_pairs(monkeypatch):
+    """Seeds that both rows have, in one order on both sides; each side {tile: matrix} by run."""
+    calls = []
+
+    def bootstrap(a, b, metric):
+        calls.append((a, b, metric(np.array([[3, 1], [0, 0]]))))
+        return Difference(0.5, -0.25, float("nan"))
+
+    monkeypatch.setattr(comparison, "paired_bootstrap", bootstrap)
+    runs = {row: {s: result((s, k, 0, 1), (1, 2, 3, 4 + s)) for s in seeds} for row, seeds, k in
+            (("none", (2, 0, 1), 1), ("full", (1, 2, 5), 2))}  # fmt: skip
+    known = {}
+    for _ in range(2):
+        found = compare(table(("none", "full")), runs, SPEC, True, known)
+    ((a, b, value),) = calls
+    assert value == 0.75
+    assert len(known) == 1, "an interval is computed once"
+    for side, row in ((a, "full"), (b, "none")):
+        assert [run is runs[row][seed].evaluation.per_tile for run, seed in zip(side, (1, 2), strict=True)] == [
+            True
+        ] * 2
+    assert found["rows"]["full"]["pixel_accuracy"]["minus_baseline"] == {
+        "value": 0.5,
+        "low": -0.25,
+        "high": None,
+        "seeds": [1, 2],
+    }
+    runs["full"][1] = result((9, 9, 9, 9), (1, 1, 1, 1))
+    compare(table(("none", "full")), runs, SPEC, True, known)
+    assert len(calls) == 2, "other results, another interval"
+
+
+def test_orders_are_computed():
+    runs = {n: {0: result((v, 10 - v, 0, 0))} for n, v in (("none", 4), ("one", 7), ("two", 6), ("all", 6), ("new", 9))}
+    paper = {n: {"pixel_accuracy": v} for n, v in (("none", 0.1), ("one", 0.2), ("two", 0.3), ("all", 0.3))}
+    paper["unseen"] = {"pixel_accuracy": 0.9}
+    (order,) = compare(table(("none", "one", "two", "all", "new", "unseen"), **paper), runs, SPEC, True, {})["orders"]
+    assert order == {
+        "metric": "pixel_accuracy",
+        "paper": "none < one < two = all",
+        "seen": "none < two = all < one",
+        "pairs": 5,
+        "pairs_in_the_papers_order": 3,
+    }
+    assert compare(table(("none", "one")), runs, SPEC, True, {})["orders"] == [], "nothing is printed"
+
+
+def test_what_a_row_is_about():
+    lanet, pspnet, wide = recipes.find("cheng_lanet"), recipes.find("cheng_pspnet"), recipes.find("ombria_s1_plain")
+    assert rows.differs(lanet, lanet) == []
+    assert rows.differs(lanet, pspnet) == ["network.name: 'lanet' -> 'pspnet'"]
+    assert "epochs: 50.0 -> 120.0" in rows.differs(lanet, wide)
+
+
+PUBLISHED = [(paper, data, preset) for paper in TABLES for data in tables.DATA for preset in ("", *tables.PRESETS)]
+
+
+@pytest.mark.parametrize(("paper", "data", "preset"), PUBLISHED)
+def test_rows_on_any_data(paper, data, preset):
+    """All rows of a paper are trained alike: by network and method alone they differ."""
+    found = {}
+    for name, row in all_rows(TABLES[paper]).items():
+        if row.recipe in recipes.RECIPES:
+            found[name] = on(recipes.find(row.recipe), data, preset)
+            config.validate(found[name])
+    for table in TABLES[paper]:
+        for row in table.rows:
+            if row.name in found and table.baseline in found:
+                for line in config.difference(found[table.baseline].experiment, found[row.name].experiment):
+                    assert line.startswith(("network.", "method.")), line
+
+
+def test_where_data_and_preset_put_a_row():
+    lanet = recipes.find("cheng_lanet")
+    assert on(lanet, "whu_opt_sar").experiment == lanet.experiment
+    flood, like = on(lanet, "ombria", "cpu"), recipes.find("ombria_s1", "cpu").experiment
+    e = flood.experiment
+    assert flood.recipe == "cheng_lanet+ombria+cpu"
+    assert (e.data, e.inputs, e.optimizer, e.batch_size, e.epochs) == (
+        *(like.data, like.inputs, like.optimizer, like.batch_size, like.epochs),
+    )
+    assert e.network == LANet(width=0.25)
+    assert e.augment.crop == 128
+    assert e.method == lanet.experiment.method
+    e, like = on(lanet, "synthetic").experiment, recipes.find("synthetic_sar").experiment
+    assert (e.data, e.inputs, e.network) == (lanet.experiment.data, lanet.experiment.inputs, LANet())
+    assert (e.optimizer, e.augment, e.batch_size, e.epochs) == (like.optimizer, like.augment, 8, 60)
+    optical = dataclasses.replace(
+        lanet, experiment=dataclasses.replace(lanet.experiment, inputs=Inputs(modalities=("optical",)))
+    )
+    assert on(optical, "ombria").experiment.inputs == recipes.find("ombria_s2").experiment.inputs
+    plan = make_plan("cheng", Path("w"), data="ombria", epochs=3.0)
+    assert plan.config(plan.rows["lanet"], 4).experiment.epochs == 3.0
+    assert plan.config(plan.rows["lanet"], 4).experiment.seed == 4
+
+
+def test_the_published_tables_hold_together():
+    for paper, found in TABLES.items():
+        assert all_rows(found)
+        assert paper not in Path(experiments.__file__).read_text(encoding="utf-8"), "a paper is named in general code"
+        for table in found:
+            for row in table.rows:
+                assert set(row.paper) <= set(table.metrics)
+                if "macro_f1" in row.paper and (table.name, row.name) != ("table1", "both"):
+                    p, r, f1 = (row.paper.get(f"macro_{m}", 1.0) for m in ("precision", "recall", "f1"))
+                    assert f1 <= 2 * p * r / (p + r), "a mean of F1 is below that of the means"
+    table1, table3 = TABLES["cheng"]
+    assert ".6527" in table1.note
+    shared = {row.name: row for row in table3.rows}
+    assert {row.name for row in table1.rows} & shared.keys() == {"lanet", "both"}
+    rows = all_rows(TABLES["cheng"])
+    assert len(rows) == 7
+    assert [row.name for row in rows.values() if row.test] == ["lanet", "both"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "baseline", "message"),
+    [
+        ((Row("a", "x", {}, teacher="a"),), "a", "its own teacher"),
+        ((Row("a", "x", {}, teacher="b"), Row("b", "x", {}, teacher="a")), "a", "its own teacher"),
+        ((Row("a", "x", {}, teacher="c"),), "a", "is no row"),
+        ((Row("a", "x", {}), Row("a", "y", {})), "a", "is x and y"),
+        ((Row("a", "x", {}),), "b", "none of its rows"),
+    ],
+)
+def test_tables_that_make_no_sense(rows, baseline, message):
+    with pytest.raises(ValueError, match=message):
+        all_rows((Table("t", "t", rows, baseline, (), ""),))
