@@ -62,15 +62,18 @@ class Augment:
     """Random geometry, shared by everything in a row, and radiometry, per modality. All zeros/False = identity.
 
     crop: side in pixels of a random crop (0 = whole tile). flip, rotate: the eight symmetries of the square.
-    scale: random resized crop by a factor in [1/(1+scale), 1+scale]. speckle: looks of multiplicative gamma noise on
-    amplitude and intensity bands, or its equivalent on dB bands (0 = none). jitter: relative brightness and
-    contrast of reflectance and stretched bands. swap_dates: reverse the dates with probability 1/2.
+    scale: random zoom by a factor in [1/(1+scale), 1+scale]. region: random resized crop: the view shows a part of the
+    tile whose side is at least this share of the tile's, resampled to the view's size (0 = none). speckle: looks of
+    multiplicative gamma noise on amplitude and intensity bands, or its equivalent on dB bands (0 = none). jitter:
+    relative brightness and contrast of reflectance and stretched bands. swap_dates: reverse the dates with
+    probability 1/2.
     """
 
     crop: int = 0
     flip: bool = True
     rotate: bool = True
     scale: float = 0.0
+    region: float = 0.0
     speckle: float = 0.0
     jitter: float = 0.0
     swap_dates: bool = False
@@ -180,6 +183,7 @@ _ACCEPTED: dict[str, _Accepts] = {
     "experiment.network.width": _POSITIVE,
     "experiment.augment.crop": _COUNT,
     "experiment.augment.scale": _NOT_NEGATIVE,
+    "experiment.augment.region": ("a share from 0 to 1", lambda v: 0 <= v <= 1),
     "experiment.augment.speckle": _NOT_NEGATIVE,
     "experiment.augment.jitter": _NOT_NEGATIVE,
     "experiment.optimizer.learning_rate": _NOT_NEGATIVE,
@@ -204,6 +208,12 @@ def validate(config: Config) -> None:
         if not accepts(value):
             shown = list(value) if isinstance(value, tuple) else value
             raise UserError(f"{key} is {shown!r}, but should be {accepted}.")
+    augment = config.experiment.augment
+    if augment.scale and augment.region:
+        raise UserError(
+            f"experiment.augment.scale is {augment.scale} and experiment.augment.region {augment.region}: a view is "
+            "zoomed or cut out and resampled, so one of them should be 0."
+        )
 
 
 def to_dict(value: Any) -> Any:

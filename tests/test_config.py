@@ -7,7 +7,7 @@ import pytest
 
 from sarjax import config as configs
 from sarjax import recipes
-from sarjax.config import Config, Data, Execution, Experiment, from_dict, from_json, to_dict, to_json, validate
+from sarjax.config import Augment, Config, Data, Execution, Experiment, from_dict, from_json, to_dict, to_json, validate
 from sarjax.errors import UserError
 from sarjax.options import FCN
 
@@ -99,6 +99,7 @@ def test_unknown_kind_of_network_and_no_object():
         ("experiment.network.width", 0.0),
         ("experiment.augment.crop", -1),
         ("experiment.augment.scale", -0.5),
+        ("experiment.augment.region", 1.5),
         ("experiment.augment.speckle", -1.0),
         ("experiment.augment.jitter", -0.1),
         ("experiment.optimizer.learning_rate", -1e-3),
@@ -122,6 +123,12 @@ def test_a_value_that_makes_no_sense(key, value):
     with pytest.raises(UserError) as e:
         validate(config)
     assert str(e.value).startswith(f"{key} is {value!r}, but should be ")
+
+
+def test_zoom_and_region_exclude_each_other():
+    config = Config(experiment=Experiment(augment=Augment(scale=0.5, region=0.5)))
+    with pytest.raises(UserError, match="one of them should be 0"):
+        validate(config)
 
 
 def test_the_ends_of_the_ranges_are_accepted():

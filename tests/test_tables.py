@@ -173,12 +173,14 @@ def test_the_published_tables_hold_together():
                 if "macro_f1" in row.paper and (table.name, row.name) != ("table1", "both"):
                     p, r, f1 = (row.paper.get(f"macro_{m}", 1.0) for m in ("precision", "recall", "f1"))
                     assert f1 <= 2 * p * r / (p + r), "a mean of F1 is below that of the means"
-    table1, table3 = TABLES["cheng"]
+            assert bool(table.source) == any(row.paper for row in table.rows)
+    table1, table3, ours = TABLES["cheng"]
     assert ".6527" in table1.note
     shared = {row.name: row for row in table3.rows}
     assert {row.name for row in table1.rows} & shared.keys() == {"lanet", "both"}
     rows = all_rows(TABLES["cheng"])
-    assert len(rows) == 7
+    assert len(rows) == 10
+    assert [row.name for row in ours.rows][:2] == ["lanet", "both"]
     assert [row.name for row in rows.values() if row.test] == ["lanet", "both"]
 
 

@@ -32,7 +32,12 @@ class View(NamedTuple):
 
 def is_identity(options: Augment) -> bool:
     """Whether `options` ask for no geometry at all."""
-    return not (options.crop or options.flip or options.rotate or options.scale or options.swap_dates)
+    return not (options.crop or options.flip or options.rotate or resamples(options) or options.swap_dates)
+
+
+def resamples(options: Augment) -> bool:
+    """Whether a view's pixels lie between those of the tile."""
+    return bool(options.scale or options.region)
 
 
 def geometry(batch: Mapping[str, Array], key: PRNGKeyArray, options: Augment) -> dict[str, Array]:
@@ -42,11 +47,13 @@ def geometry(batch: Mapping[str, Array], key: PRNGKeyArray, options: Augment) ->
     square (a whole tile of other height than width; a crop is always square) keeps its shape: `rotate` is then 0 or
     180 degrees. crop: side of the view, at a uniform whole-pixel position; a tile smaller than the view is placed at
     random inside it. scale: the view shows a region 1/f times its size, f log-uniform in [1/(1+scale), 1+scale]:
-    f > 1 enlarges. swap_dates: reverses the dates with probability 1/2.
+    f > 1 enlarges. region: the view shows a part of the tile whose sides are a uniform share in [region, 1] of what
+    fits (the largest part of the view's proportions), at a uniform place: never anything outside. swap_dates: reverses
+    the dates with probability 1/2.
 
-    Resampling: with scale = 0 stored values only move. With scale > 0 images are bilinear over *valid* pixels
+    Resampling: without scale and region stored values only move. With either, images are bilinear over *valid* pixels
     (weights renormalised; integers rounded), valid masks and labels nearest, so no class is invented. No
-    antialiasing: at f = 1/(1+scale) speckle is thinned out rather than averaged; a tie in rounding may fall either
+    antialiasing: where the view shrinks, speckle is thinned out rather than averaged; a tie in rounding may fall either
     way on another mesh. What lies outside the tile is 0 in images, 0 in valid masks and 255 in labels.
 
     Args:
@@ -81,6 +88,8 @@ def draw_view(key: PRNGKeyArray, h: int, w: int, options: Augment) -> View:
     if options.scale:
         limit = jnp.log1p(options.scale)
         factor = jnp.exp(jax.random.uniform(k_scale, minval=-limit, maxval=limit))
+    elif options.region:
+        factor = max(rows / h, columns / w) / jax.random.uniform(k_scale, minval=options.region)
     y, x = _axis(k_y, h, rows, factor), _axis(k_x, w, columns, factor)
 
     flip_y, flip_x = jax.random.bernoulli(k_flip, shape=(2,)) & options.flip
@@ -110,7 +119,7 @@ def apply_view(row: Mapping[str, Array], view: View, options: Augment) -> dict[s
         if name in LABELS:
             out[name] = _turn(_nearest(array, view, (0, 1), IGNORE_LABEL), view, (0, 1))
             continue
-        if f"{name}_valid" in row and options.scale:
+        if f"{name}_valid" in row and resamples(options):
             array = _bilinear(array, row[f"{name}_valid"], view)
         else:
             array = _nearest(array, view, (1, 2), 0)

@@ -171,30 +171,51 @@ def show(run: Positional[Path], json: FlagCreatePairsOff[bool] = False) -> None:
 
 def report(
     run: Positional[Path],
-    what: Positional[Literal["clusters"]],
+    what: Positional[Literal["clusters", "gradients"]],
     split: Literal["train", "val", "test"] = "val",
     tiles: int = 6,
-    checkpoint: Literal["best", "last"] = "best",
+    batches: int = 8,
+    checkpoint: Literal["best", "last"] | None = None,
     data_dir: str = "",
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Report what a run has found: `clusters` of scenes, as a PNG sheet and JSON
+    """Report on a run: its clusters of scenes as a PNG sheet, or how its loss terms pull at the network
 
     Args:
         run: the run's directory.
-        what: clusters: sizes, mix of classes and nearest tiles of each cluster of scenes.
-        split: whose tiles.
-        tiles: how many tiles of each cluster to draw.
-        checkpoint: the best on val (where none was kept, the last, and a line says so), or the last.
+        what: clusters: sizes, mix of classes and nearest tiles of each cluster of scenes. gradients: how strongly each
+            term of the objective pulls at the parameters that several of them move, and in which direction.
+        split: clusters: whose tiles.
+        tiles: clusters: how many tiles of each to draw.
+        batches: gradients: of how many training batches before the checkpoint.
+        checkpoint: the best on val (where none was kept, the last, and a line says so), or the last; clusters are
+            of the best where nothing is said, gradients of the last.
         data_dir: where built records are ("" = as the run was trained, else $SARJAX_DATA_DIR or ~/sarjax_data).
         json: print JSON instead of text.
     """
     from sarjax.train.run import read_manifest
 
     common.devices(read_manifest(run).get("host_devices", 0))
+    if what == "gradients":
+        from sarjax.reports.gradients import report_gradients
+
+        pulls, path = report_gradients(
+            run, batches=batches, checkpoint=checkpoint or "last", data_dir=data_dir, say=note
+        )
+        if json:
+            print_json([pull._asdict() for pull in pulls])
+        else:
+            print(f"{'term':<16} {'weight':>7} {'value':>9} {'|gradient|':>11}  cosine with {pulls[0].name}")
+            for pull in pulls:
+                cosine = "-" if pull.cosine is None else f"{pull.cosine:+.2f}"
+                print(f"{pull.name:<16} {pull.factor:>7.3g} {pull.value:>9.4f} {pull.norm:>11.4g}  {cosine}")
+        note(f"written: {path}")
+        return
     from sarjax.reports.clusters import report_clusters
 
-    found, files = report_clusters(run, split=split, tiles=tiles, checkpoint=checkpoint, data_dir=data_dir, say=note)
+    found, files = report_clusters(
+        run, split=split, tiles=tiles, checkpoint=checkpoint or "best", data_dir=data_dir, say=note
+    )
     if json:
         print_json(found)
     else:

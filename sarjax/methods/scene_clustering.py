@@ -60,7 +60,7 @@ def with_scene_clustering(method: Method, options: Clustering, context: Context)
     tiles = statistics.tiles["train"]
     views = Augment(
         crop=experiment.augment.crop, flip=True, rotate=True,
-        scale=options.scale, jitter=options.jitter, speckle=options.speckle,
+        region=options.region, jitter=options.jitter, speckle=options.speckle,
     )  # fmt: skip
     followed = options.positives == "knn"
 

@@ -14,8 +14,8 @@ class Clustering:
     view is another view of the tile itself ("augmentation"); of the tile or one of its `neighbours` nearest ones, drawn
     evenly ("knn"); or the feature that the bank holds of one of these, without a second tile ("bank"). warmup: epochs
     of pure augmentation before the first neighbours are looked up. temperatures, include_self: see
-    `sarjax.losses.contrastive`. hidden, dimensions: of the projectors. scale, jitter, speckle: how strongly views are
-    changed, see `config.Augment`; flips, quarter turns and the crop are those of the run.
+    `sarjax.losses.contrastive`. hidden, dimensions: of the projectors. region, jitter, speckle: how strongly views are
+    changed, see `config.Augment`; their size is that of the run's crops.
     """
 
     instance: float = 1.0
@@ -29,7 +29,7 @@ class Clustering:
     include_self: bool = False
     hidden: int = 128
     dimensions: int = 128
-    scale: float = 0.5
+    region: float = 0.5
     jitter: float = 0.2
     speckle: float = 4.0
 

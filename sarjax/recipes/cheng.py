@@ -2,6 +2,7 @@
 classification": the rows of its tables on WHU-OPT-SAR."""
 
 import dataclasses
+from typing import Any
 
 from sarjax.config import Augment, Config, Data, Experiment, Inputs, Optimizer
 from sarjax.options import FCN, Clustering, DeepLabV3, LANet, NetworkOptions, PSPNet, SceneClustering, Supervised
@@ -120,12 +121,38 @@ def cheng_both() -> Config:
 
     sarjax train cheng_both --workdir runs/cheng_both
     """
-    return _with_clustering(instance=1.0, cluster=1.0)
+    return _with_clustering()
 
 
-def _with_clustering(instance: float, cluster: float) -> Config:
+def cheng_both_augmentation() -> Config:
+    """`cheng_both` without neighbours: a tile's partner is another view of itself; no row of the paper.
+
+    sarjax train cheng_both_augmentation --workdir runs/cheng_both_augmentation
+    """
+    return _with_clustering(positives="augmentation")
+
+
+def cheng_both_bank() -> Config:
+    """`cheng_both` with features of neighbours from the bank as partners (NNCLR) in place of their tiles; no row of
+    the paper.
+
+    sarjax train cheng_both_bank --workdir runs/cheng_both_bank
+    """
+    return _with_clustering(positives="bank")
+
+
+def cheng_both_tenth() -> Config:
+    """`cheng_both` with a tenth of the weight on either task; no row of the paper.
+
+    sarjax train cheng_both_tenth --workdir runs/cheng_both_tenth
+    """
+    return _with_clustering(instance=0.1, cluster=0.1)
+
+
+def _with_clustering(instance: float = 1.0, cluster: float = 1.0, **others: Any) -> Config:
     config = cheng_lanet()
-    method = SceneClustering(clustering=Clustering(instance=instance, cluster=cluster, clusters=10, neighbours=3))
+    clustering = Clustering(instance=instance, cluster=cluster, clusters=10, neighbours=3, **others)
+    method = SceneClustering(clustering=clustering)
     return dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, method=method))
 
 
@@ -151,6 +178,9 @@ RECIPES = (
     cheng_instance,
     cheng_cluster,
     cheng_both,
+    cheng_both_augmentation,
+    cheng_both_bank,
+    cheng_both_tenth,
     cheng_lanet,
     cheng_fcn_se,
     cheng_deeplabv3,

@@ -33,7 +33,8 @@ class Table:
     """A table of a paper.
 
     baseline: the row that the others are compared with. metrics: those shown, by the names of `Evaluation.scalars`.
-    source: where it is printed. data: what its figures were measured on. note: what a reader of it should know.
+    source: where it is printed ("" = nowhere). data: what its figures were measured on. note: what a reader of it
+    should know.
     """
 
     name: str
@@ -86,6 +87,22 @@ TABLES: dict[str, tuple[Table, ...]] = {
             baseline="lanet",
             metrics=(*MACRO, "miou"),
             source=f"{CHENG}, Table 3",
+        ),
+        Table(
+            name="open",
+            title="what the paper leaves open",
+            rows=(
+                Row("lanet", "cheng_lanet", {}),
+                Row("both", "cheng_both", {}),
+                Row("both_augmentation", "cheng_both_augmentation", {}),
+                Row("both_bank", "cheng_both_bank", {}),
+                Row("both_tenth", "cheng_both_tenth", {}),
+            ),
+            baseline="lanet",
+            metrics=(*MACRO, "miou"),
+            source="",
+            note="_augmentation: another view of the same tile is the partner; _bank: a neighbour's stored feature is; "
+            "_tenth: a tenth of both weights.",
         ),
     ),
 }

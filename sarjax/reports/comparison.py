@@ -197,7 +197,8 @@ def _lines(d: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield f"## {table['name']}: {table['title']}"
         yield ""
-        yield f"Source of the printed figures: {table['source']} ({table['figures_of']})."
+        if table["source"]:
+            yield f"Source of the printed figures: {table['source']} ({table['figures_of']})."
         if table["note"]:
             yield table["note"]
         if not table["splits"]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from augment.fake_batch import make_batch
 
-from sarjax.augment.geometry import View, apply_view
+from sarjax.augment.geometry import View, apply_view, draw_view
 from sarjax.augment.geometry import geometry as geometry_eager
 from sarjax.config import Augment
 
@@ -202,3 +202,40 @@ def test_a_row_does_not_depend_on_its_neighbours(batch, key):
     assert all(np.array_equal(part[k], np.asarray(whole[k])[[5, 2]]) for k in batch)
     other = geometry(batch, jax.random.key(8), options=options)
     assert not np.array_equal(other["label"], whole["label"])
+
+
+@pytest.mark.parametrize(("h", "w", "crop"), [(16, 16, 0), (16, 16, 8), (12, 20, 0), (12, 20, 16), (16, 16, 2)])
+def test_a_region_lies_inside_the_tile(h, w, crop):
+    """Its sides are shares in [region, 1] of the largest part of the view's proportions, and it gets everywhere."""
+    options = Augment(crop=crop, region=0.25)
+    views = jax.vmap(lambda k: draw_view(k, h, w, options))(jax.random.split(jax.random.key(0), 400))
+    rows, columns = (crop, crop) if crop else (h, w)
+    fits = max(rows / h, columns / w)
+    for coordinates, view, size in ((views.y, rows, h), (views.x, columns, w)):
+        coordinates = np.asarray(coordinates, float)
+        side = np.abs(coordinates[:, -1] - coordinates[:, 0]) * view / (view - 1)
+        shares = side * fits / view
+        assert shares.min() == pytest.approx(0.25, abs=0.02)
+        assert shares.max() == pytest.approx(1.0, abs=0.02)
+        low, high = coordinates.min(1) - side / view / 2, coordinates.max(1) + side / view / 2
+        assert low.min() >= -0.5 - 1e-4
+        assert high.max() <= size - 0.5 + 1e-4
+        assert low.min() < 0.2
+        assert high.max() > size - 1.2
+
+
+def test_a_region_shows_nothing_of_the_outside(key):
+    batch = make_batch(16)
+    batch["label"] = np.ones_like(batch["label"])
+    batch["sar_valid"] = np.ones_like(batch["sar_valid"])
+    for crop in (0, 6, 24):
+        out = geometry(batch, key, options=Augment(crop=crop, region=0.3))
+        assert np.all(np.asarray(out["label"]) == 1)
+        assert np.all(np.asarray(out["sar_valid"]) == 1)
+        assert out["label"].shape[1:] == ((crop, crop) if crop else batch["label"].shape[1:])
+
+
+def test_the_whole_region_at_its_own_size_is_the_tile(batch, key):
+    out = geometry(batch, key, options=Augment(region=1.0, **OFF))
+    seen = {name: batch[name] * batch[f"{name}_valid"][..., None] for name in ("sar", "optical")}
+    assert all(same(out, batch | seen).values())
