@@ -5,8 +5,14 @@ A network is a flax module with
     __call__(x: (b, h, w, c), train: bool) -> Prediction
     encode(x, train) -> {stride: features}, through `module.apply(variables, x, train, method="encode")`
 
-and the attributes `num_classes`, `dtype`, the compute dtype, and `context`, its `FieldOfView`; parameters, running
-statistics and logits are float32.
+and the attributes `num_classes`, `dtype`, the compute dtype, `context`, its `FieldOfView`, and `classifies`;
+parameters, running statistics and logits are float32. Where `classifies` is True (all but LANet, which has two
+classifiers) it also has
+
+    classify(embedding, size: (h, w)) -> logits: (b, h, w, k), through `module.apply(..., method="classify")`
+
+by which its logits come from `Prediction.embedding`: another network's embedding can be put there. What distillation
+compares is `Prediction.pyramid`, {stride: features} fine to coarse, and `Prediction.embedding`.
 Under `train` batch-norm uses the batch's statistics; the running ones change where "batch_stats" is mutable.
 """
 
@@ -25,6 +31,7 @@ NETWORKS: dict[str, str] = {
     "lanet": "sarjax.models.lanet:build_lanet",
     "deeplabv3": "sarjax.models.deeplab:build_deeplab",
     "pspnet": "sarjax.models.pspnet:build_pspnet",
+    "dhfa": "sarjax.models.dhfa:build_dhfa",
 }
 
 

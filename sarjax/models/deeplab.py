@@ -8,26 +8,9 @@ from jaxtyping import Array, Float
 
 from sarjax.errors import UserError
 from sarjax.models.context import FieldOfView
-from sarjax.models.layers import AdaptiveAvgPool, BatchNorm, ReLU, conv, kaiming_fan_in, scaled
-from sarjax.models.resampling import resize_bilinear
-from sarjax.models.segmenters import Prediction, Segmenter, build_encoder, whole_image
+from sarjax.models.layers import AdaptiveAvgPool, ConvNormReLU, conv, kaiming_fan_in, scaled
+from sarjax.models.segmenters import PixelClassifier, Prediction, build_encoder, whole_image
 from sarjax.options import DeepLabV3
-
-
-class ConvNormReLU(nn.Module):
-    """relu bn conv(x), without bias; the size stays."""
-
-    channels: int
-    kernel: int = 1
-    dilation: int = 1
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w k"]:
-        x = conv(
-            self.channels, self.kernel, dilation=self.dilation, init=kaiming_fan_in, dtype=self.dtype, name="conv"
-        )(x)
-        return ReLU(name="relu")(BatchNorm(dtype=self.dtype, name="bn")(x, train))
 
 
 class ASPP(nn.Module):
@@ -54,7 +37,7 @@ class ASPP(nn.Module):
         return part("project")(jnp.concatenate(parts, -1), train)
 
 
-class DeepLabV3Segmenter(Segmenter):
+class DeepLabV3Segmenter(PixelClassifier):
     """Encoder, `ASPP`, 1x1 classifier, bilinear upsampling.
 
     torchvision's network of this name has another 3x3 convolution before the classifier and a dropout of 0.5 after
@@ -76,8 +59,8 @@ class DeepLabV3Segmenter(Segmenter):
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Prediction:
         features = self.encode(x, train)
-        scores = self.classifier(self.aspp(features[max(features)], train))
-        return Prediction(resize_bilinear(scores.astype(jnp.float32), x.shape[1:3]), None, features)
+        embedding = self.aspp(features[max(features)], train)
+        return Prediction(self.classify(embedding, x.shape[1:3]), None, features, features, embedding)
 
 
 def build_deeplab(options: DeepLabV3, num_classes: int, dtype: Any) -> DeepLabV3Segmenter:

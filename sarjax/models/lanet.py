@@ -12,7 +12,7 @@ from sarjax.errors import UserError
 from sarjax.models.context import Extent, FieldOfView
 from sarjax.models.layers import AvgPool, BatchNorm, ReLU, Sigmoid, conv, kaiming_fan_in, scaled
 from sarjax.models.resampling import adaptive_avg_pool, resize_bilinear
-from sarjax.models.segmenters import Prediction, Segmenter, build_encoder, by_stride
+from sarjax.models.segmenters import Prediction, Segmenter, build_encoder, by_stride, resized
 from sarjax.options import LANet
 
 # The public code gives its own batch-norms PyTorch's momentum 0.95: running statistics follow the last few batches.
@@ -88,7 +88,8 @@ class LANetSegmenter(Segmenter):
     """Patch attention on low and high features, embedding of high into low, and the sum of both branches' logits.
 
     low_channels, high_channels: of the branches. The rest as in `sarjax.options.LANet`.
-    `auxiliary` of the prediction are the high branch's logits.
+    `auxiliary` of the prediction are the high branch's logits, `embedding` is the low branch beside the high one
+    resized to it. There is no `classify`: each branch has its classifier, and the sum is taken at the input's size.
     """
 
     low_channels: int
@@ -140,10 +141,11 @@ class LANetSegmenter(Segmenter):
         # The embedding describes the high features; it must not shape them (as in the public code).
         low = self.embedding(jax.lax.stop_gradient(high), low, train)
         low_logits, high_logits = (
-            resize_bilinear(scores.astype(jnp.float32), x.shape[1:3])
-            for scores in (self.low_classifier(low), self.high_classifier(high))
+            resized(scores, x.shape[1:3]) for scores in (self.low_classifier(low), self.high_classifier(high))
         )
-        return Prediction(low_logits + high_logits, high_logits, by_stride(stages, self.encoder.strides))
+        features = by_stride(stages, self.encoder.strides)
+        embedding = jnp.concatenate([low, resize_bilinear(high, low.shape[1:3])], -1)
+        return Prediction(low_logits + high_logits, high_logits, features, features, embedding)
 
 
 def _attended(extent: Extent, window: int) -> Extent:

@@ -116,6 +116,22 @@ class Sigmoid(nn.Module):
         return nn.sigmoid(x)
 
 
+class ConvNormReLU(nn.Module):
+    """relu bn conv(x), without bias; the size stays. Of heads: the kernel starts by its fan-in."""
+
+    channels: int
+    kernel: int = 1
+    dilation: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w k"]:
+        x = conv(
+            self.channels, self.kernel, dilation=self.dilation, init=kaiming_fan_in, dtype=self.dtype, name="conv"
+        )(x)
+        return ReLU(name="relu")(BatchNorm(dtype=self.dtype, name="bn")(x, train))
+
+
 class MaxPool(nn.Module):
     """Largest value of a square window; padding never wins (it is -inf)."""
 

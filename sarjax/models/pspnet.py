@@ -11,7 +11,7 @@ from sarjax.models.context import FieldOfView
 from sarjax.models.layers import AdaptiveAvgPool, BatchNorm, PReLU, ReLU, conv, kaiming_fan_in, scaled
 from sarjax.models.resampling import resize_bilinear
 from sarjax.models.resnet import channels_of
-from sarjax.models.segmenters import Prediction, Segmenter, build_encoder, by_stride, whole_image
+from sarjax.models.segmenters import PixelClassifier, Prediction, build_encoder, by_stride, resized, whole_image
 from sarjax.options import PSPNet
 
 
@@ -52,7 +52,7 @@ class Upsample(nn.Module):
         return PReLU(name="prelu")(BatchNorm(dtype=self.dtype, name="bn")(x, train))
 
 
-class PSPNetSegmenter(Segmenter):
+class PSPNetSegmenter(PixelClassifier):
     """Encoder, `PyramidPooling`, an `Upsample` per doubling of the size, 1x1 classifier.
 
     Where the doublings do not end at the input's size the logits are resized to it. The public layout drops channels
@@ -85,23 +85,17 @@ class PSPNetSegmenter(Segmenter):
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Prediction:
         stages = self.encoder(x, train)
         size, stride = x.shape[1:3], self.context.alignment
-        y = self.pyramid(stages["c4"])
+        embedding = self.pyramid(stages["c4"])
         for up in self.up:
             stride //= 2
             # Twice the size, but for inputs that the stride does not divide: so the last one is the input's.
-            y = up(y, tuple(-(-side // stride) for side in size), train)
-        logits = _resized(self.classifier(y), size, stride)
+            embedding = up(embedding, tuple(-(-side // stride) for side in size), train)
         auxiliary = None
         if self.auxiliary_channels is not None:
             y = self.auxiliary_relu(self.auxiliary_bn(self.auxiliary_conv(stages["c3"]), train))
-            auxiliary = _resized(self.auxiliary_classifier(y), size, self.encoder.strides["c3"])
-        return Prediction(logits, auxiliary, by_stride(stages, self.encoder.strides))
-
-
-def _resized(scores: Array, size: tuple[int, int], stride: int) -> Array:
-    """Logits of a map of this stride, at the input's size."""
-    scores = scores.astype(jnp.float32)
-    return scores if stride == 1 else resize_bilinear(scores, size)
+            auxiliary = resized(self.auxiliary_classifier(y), size)
+        features = by_stride(stages, self.encoder.strides)
+        return Prediction(self.classify(embedding, size), auxiliary, features, features, embedding)
 
 
 def build_pspnet(options: PSPNet, num_classes: int, dtype: Any) -> PSPNetSegmenter:

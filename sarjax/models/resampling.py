@@ -104,25 +104,59 @@ def grid_sample(
     with align_corners over their centres. Equal to `torch.nn.functional.grid_sample(padding_mode="zeros")`.
     The gradient reaches `x` (by a scatter) and `grid`.
     """
+
+    def split(u, n):
+        position = (u + 1) / 2 * (n - 1) if align_corners else ((u + 1) * n - 1) / 2
+        low = jnp.floor(position)
+        return low, position - low
+
+    return _between(x, *split(grid[..., 1], x.shape[1]), *split(grid[..., 0], x.shape[2]), zeros=True)
+
+
+def offset_sample(x: Float[Array, "b h w c"], offsets: Float[Array, "b oh ow 2"]) -> Float[Array, "b oh ow c"]:
+    """Bilinear samples of `x` where `resize_bilinear` to (oh, ow) takes them, moved by `offsets`.
+
+        y[p] = x((p + 1/2) * in / out - 1/2 + offsets[p]), border cells repeated outside
+
+    offsets: (x, y) of every sample, in cells of `x`: to the right and down. Zero offsets give
+    `resize_bilinear(x, (oh, ow))` up to the rounding of float32: its two products round in another order.
+    Positions are computed in float32 at least and apart from whole cells, so a large map loses no digits; the result
+    has the dtype of `x`. The gradient reaches `x` (by a scatter) and `offsets`: at whole cells that to the right and
+    down, outside of the image 0.
+    """
+    _, oh, ow, _ = offsets.shape
+    _, h, w, _ = x.shape
+    offsets = offsets.astype(jnp.promote_types(offsets.dtype, jnp.float32))
+
+    def split(offset, n, out, shape):
+        whole, part = _half_pixel_sources(n, out)
+        # No sample comes back into the image from further away, and the cell's number stays a small one.
+        moved = part.reshape(shape).astype(offset.dtype) + jnp.clip(offset, -n, n)
+        low = jnp.floor(moved)
+        return low + whole.reshape(shape).astype(offset.dtype), moved - low
+
+    rows, columns = split(offsets[..., 1], h, oh, (oh, 1)), split(offsets[..., 0], w, ow, (ow,))
+    return _between(x, *rows, *columns, zeros=False)
+
+
+def _between(x: Array, row: Array, down: Array, column: Array, right: Array, *, zeros: bool) -> Array:
+    """Means of the cells (row, column), (row + 1, column) and so on, whole numbers, with weights `down` and `right`.
+
+    Outside of the image is 0, or the nearest cell of its border. In float32 at least, as the scatter of the gradient.
+    """
     b, h, w, c = x.shape
-    _, oh, ow, _ = grid.shape
-    pixels = x.reshape(b, h * w, c)
-
-    def position(u, n):
-        return (u + 1) / 2 * (n - 1) if align_corners else ((u + 1) * n - 1) / 2
-
-    column, row = position(grid[..., 0], w), position(grid[..., 1], h)
-    column0, row0 = jnp.floor(column), jnp.floor(row)
-    result = jnp.zeros((b, oh, ow, c), x.dtype)
-    for down in (0, 1):
-        for right in (0, 1):
-            i, j = row0 + down, column0 + right
-            inside = (i >= 0) & (i < h) & (j >= 0) & (j < w)
-            weight = jnp.where(inside, (1 - jnp.abs(row - i)) * (1 - jnp.abs(column - j)), 0)
+    _, oh, ow = row.shape
+    cells = x.reshape(b, h * w, c).astype(jnp.promote_types(x.dtype, jnp.float32))
+    result = jnp.zeros((b, oh, ow, c), cells.dtype)
+    for i, vertical in ((row, 1 - down), (row + 1, down)):
+        for j, horizontal in ((column, 1 - right), (column + 1, right)):
+            weight = vertical * horizontal
+            if zeros:
+                weight = jnp.where((i >= 0) & (i < h) & (j >= 0) & (j < w), weight, 0)
             index = jnp.clip(i, 0, h - 1).astype(jnp.int32) * w + jnp.clip(j, 0, w - 1).astype(jnp.int32)
-            value = jax.vmap(lambda p, k: p[k])(pixels, index.reshape(b, oh * ow)).reshape(b, oh, ow, c)
-            result += weight[..., None].astype(x.dtype) * value
-    return result
+            value = jax.vmap(lambda x, k: x.at[k].get(mode="clip"))(cells, index.reshape(b, oh * ow))
+            result += weight[..., None] * value.reshape(b, oh, ow, c)
+    return result.astype(x.dtype)
 
 
 def _symbolic(*sizes: Any) -> bool:
@@ -178,6 +212,16 @@ def _bilinear_weights(n: Any, out: Any, align_corners: bool) -> Array:
     column = lax.iota(jnp.int32, n)[None]
     high = jnp.minimum(low + 1, n - 1)
     return jnp.where(column == low, 1 - weight, 0.0) + jnp.where(column == high, weight, 0.0)
+
+
+def _half_pixel_sources(n: Any, out: Any) -> tuple[Array | np.ndarray, Array | np.ndarray]:
+    """(out,) (target + 1/2) * n / out - 1/2, from -1/2 to n - 1/2, as the whole number below and the rest."""
+    if _symbolic(n, out):
+        target, period = lax.iota(jnp.int32, out), jnp.asarray(2 * out)
+    else:
+        target, period = np.arange(out), np.asarray(2 * out)
+    numerator = (2 * target + 1) * n - out
+    return numerator // period, (numerator % period) / period
 
 
 def _bin_weights(n: Any, out: Any) -> Array:

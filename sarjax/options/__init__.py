@@ -5,12 +5,14 @@ A subclass names itself with `NAME`; it is found by that name when a configurati
 
 from sarjax.options.base import MethodOptions, Named, NetworkOptions
 from sarjax.options.deeplab import DeepLabV3
+from sarjax.options.dhfa import DHFA
 from sarjax.options.lanet import FCN, LANet
 from sarjax.options.pspnet import PSPNet
 from sarjax.options.scene_clustering import Clustering, SceneClustering
 from sarjax.options.supervised import Supervised
 
 __all__ = [
+    "DHFA",
     "FCN",
     "Clustering",
     "DeepLabV3",

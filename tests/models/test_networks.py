@@ -16,7 +16,7 @@ from sarjax.errors import UserError
 from sarjax.models import NETWORKS, build_network
 from sarjax.models.layers import kaiming_fan_in, kaiming_fan_out
 from sarjax.models.resnet import channels_of
-from sarjax.options import FCN, DeepLabV3, LANet, NetworkOptions, PSPNet
+from sarjax.options import DHFA, FCN, DeepLabV3, LANet, NetworkOptions, PSPNet
 
 SMALL = {"encoder": "resnet18", "width": 1 / 16}
 TINY = {
@@ -30,8 +30,11 @@ TINY = {
     "deeplabv3_stride_8": DeepLabV3(encoder="resnet50", width=1 / 32, output_stride=8, rates=(2,), channels=64),
     "pspnet": PSPNet(**SMALL, auxiliary=True),
     "pspnet_stride_16": PSPNet(encoder="resnet50", width=1 / 32, output_stride=16, bins=(1, 4), upsampling=(64, 32)),
+    "dhfa": DHFA(**SMALL),
+    "dhfa_fuse": DHFA(encoder="resnet50", width=1 / 32, channels=256, fuse=True, alignment="none"),
+    "dhfa_stride_16": DHFA(**SMALL, output_stride=16, corner_aligned=True, bins=(2,), fuse=True),
 }
-GLOBAL = ("fcn_se", "deeplabv3", "pspnet")
+GLOBAL = ("fcn_se", "deeplabv3", "pspnet", "dhfa")
 
 
 @pytest.fixture(autouse=True)
@@ -59,15 +62,39 @@ def test_contract(name):
     if prediction.auxiliary is not None:
         assert prediction.auxiliary.shape == prediction.logits.shape
     assert jax.tree.structure(new["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
-    assert features.keys() == prediction.features.keys()
+    assert features.keys() == prediction.features.keys() == prediction.pyramid.keys()
+    assert list(prediction.pyramid) == sorted(prediction.pyramid)
     for stride, feature in features.items():
         assert feature.shape[:3] == (2, -(-65 // stride), -(-47 // stride))
         np.testing.assert_allclose(feature, prediction.features[stride], rtol=1e-4, atol=1e-4)
+        assert prediction.pyramid[stride].shape[:3] == feature.shape[:3]
+        own = prediction.pyramid[stride].shape != feature.shape or (prediction.pyramid[stride] != feature).any()
+        assert own == name.startswith("dhfa")
 
     inference = jax.jit(lambda v, x: network.apply(v, x, False).logits)
     # In inference an image does not see its batch.
     other = np.stack([x[0], x[0] * 3 + 1])
     np.testing.assert_allclose(inference(variables, x)[0], inference(variables, other)[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_logits_are_the_classifier_of_the_embedding(name):
+    """Bit for bit; and of whatever else is put there, at any size."""
+    network, variables, x = tiny(TINY[name])
+    prediction = jax.jit(lambda v, x: network.apply(v, x, False))(variables, x)
+    b, h, w, c = prediction.embedding.shape
+    assert (b, h <= 65, w <= 47, prediction.embedding.dtype) == (2, True, True, jnp.float32)
+    assert (np.abs(prediction.embedding).max((0, 1, 2)) > 0).any()
+    assert network.classifies == (not isinstance(TINY[name], LANet)) == hasattr(network, "classify")
+    if not network.classifies:
+        low, high = variables["params"]["low_classifier"]["kernel"], variables["params"]["high_classifier"]["kernel"]
+        assert c == low.shape[2] + high.shape[2]
+        return
+    classify = jax.jit(lambda v, y, size: network.apply(v, y, size, method="classify"), static_argnums=2)
+    np.testing.assert_array_equal(classify(variables, prediction.embedding, (65, 47)), prediction.logits)
+    flat = classify(variables, np.ones((1, 2, 3, c), np.float32), (9, 7))
+    constant = variables["params"]["classifier"]["kernel"].sum((0, 1, 2)) + variables["params"]["classifier"]["bias"]
+    np.testing.assert_allclose(flat, np.broadcast_to(constant, (1, 9, 7, 3)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", GLOBAL)
@@ -129,7 +156,7 @@ def test_global_networks_look_everywhere(name):
     assert float(jnp.abs(plain - changed)[:, -1].max()) > 1e-4
 
 
-@pytest.mark.parametrize("options", [DeepLabV3(**SMALL), PSPNet(**SMALL), LANet(**SMALL, low_window=0)])
+@pytest.mark.parametrize("options", [DeepLabV3(**SMALL), PSPNet(**SMALL), LANet(**SMALL, low_window=0), DHFA(**SMALL)])
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_output_strides(options, output_stride):
     options = dataclasses.replace(options, output_stride=output_stride)
@@ -162,7 +189,9 @@ def test_initialisers(name):
 
     with nn.intercept_methods(watch):
         tiny(TINY[name])
-    assert seen == {True: {kaiming_fan_out}, False: {kaiming_fan_in}}
+    # DHFA-Net's offsets start at 0.
+    heads = {kaiming_fan_in, nn.initializers.zeros} if name == "dhfa" else {kaiming_fan_in}
+    assert seen == {True: {kaiming_fan_out}, False: heads}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -171,7 +200,9 @@ def test_bfloat16(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     program = jax.make_jaxpr(lambda v, x: network.apply(v, x, False))(variables, x)
     convolutions = [e for e in program.jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
-    assert {e.outvars[0].aval.dtype for e in convolutions} <= {jnp.dtype(jnp.bfloat16)}
+    full = [e.outvars[0].aval for e in convolutions if e.outvars[0].aval.dtype != jnp.bfloat16]
+    # DHFA-Net's offsets, x and y, are float32.
+    assert [(y.dtype, y.shape[-1]) for y in full] == 3 * (name == "dhfa") * [(jnp.float32, 2)]
     prediction = jax.jit(lambda v, x: network.apply(v, x, False))(variables, x)
     assert prediction.logits.dtype == jnp.float32
     exact = jax.jit(lambda v, x: build_network(TINY[name], 3).apply(v, x, False).logits)(variables, x)
