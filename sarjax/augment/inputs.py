@@ -46,7 +46,7 @@ def channel_names(inputs: Inputs, spec: DatasetSpec) -> tuple[str, ...]:
     Raises:
       UserError: `inputs` ask for what the data set does not hold, or contradict themselves.
     """
-    dates = _dates(inputs, spec)
+    dates = dates_of(inputs, spec)
     if not inputs.modalities:
         raise UserError("inputs.modalities is empty: name at least one sensor.")
     bands = []
@@ -115,7 +115,7 @@ def network_inputs(
     Raises:
       UserError: like `channel_names`; or the batch lacks a modality.
     """
-    names, dates = channel_names(inputs, spec), _dates(inputs, spec)
+    names, dates = channel_names(inputs, spec), dates_of(inputs, spec)
     plain, means, differences = [], [], []
     for name in inputs.modalities:
         if name not in batch:
@@ -155,7 +155,8 @@ def _box_sum(x: Float[Array, "*b h w c"], side: int) -> Float[Array, "*b h w c"]
     return x
 
 
-def _dates(inputs: Inputs, spec: DatasetSpec) -> tuple[int, ...]:
+def dates_of(inputs: Inputs, spec: DatasetSpec) -> tuple[int, ...]:
+    """Indices of the dates that `inputs` ask for; UserError where the data set does not have them."""
     if inputs.dates == "all":
         return tuple(range(spec.dates))
     for date in inputs.dates:

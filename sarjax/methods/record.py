@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from sarjax.config import Experiment
 from sarjax.models.context import FieldOfView
+from sarjax.models.segmenters import Prediction
 from sarjax.spec import DatasetSpec, Statistics, Stream
 
 Tree = Any
@@ -95,10 +96,14 @@ class Method(NamedTuple):
     heads: {name: Head}; the first is the default.
     requires: batch keys that the loss reads; a data set without one of them is refused before the first step.
     refresh: None, or (params, stats, memory, batches, epoch) -> memory, at an epoch's end; `batches` iterates over
-        the training split in order, on device, unaugmented.
+        the training split in order, on device, unaugmented, as often as it is asked to.
     teacher: None, or the check that a teacher fits: (Teacher) -> None, raises UserError.
+    forward: None, or (params, stats, batch) -> Prediction in inference mode: all that a student may learn from.
+    classify: None, or (params, stats, embedding, (h, w)) -> logits of an embedding that `forward` gives, or that
+        another network puts in its place.
     scenes: None, or (params, stats, batch) -> (b, m): the share of each of m kinds of scene in every tile.
     couples: names of what couples the rows of a batch, and so sees only a microbatch under accumulation.
+    notes: sentences that a run says before its first step.
     """
 
     streams: Mapping[str, Stream]
@@ -109,8 +114,11 @@ class Method(NamedTuple):
     requires: tuple[str, ...]
     refresh: Callable[..., Tree] | None = None
     teacher: Callable[["Teacher"], None] | None = None
+    forward: Callable[[Tree, Tree, Batch], Prediction] | None = None
+    classify: Callable[[Tree, Tree, Float[Array, "b _ _ c"], tuple[int, int]], Float[Array, "b h w k"]] | None = None
     scenes: Callable[[Tree, Tree, Batch], Float[Array, "b m"]] | None = None
     couples: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Teacher(NamedTuple):

@@ -5,6 +5,7 @@ the global mean of the deepest features. METHOD: Li et al., "Contrastive Cluster
 """
 
 import functools
+import sys
 from typing import Any
 
 import jax
@@ -17,14 +18,14 @@ from sarjax.augment.radiometry import radiometry
 from sarjax.config import Augment
 from sarjax.errors import UserError
 from sarjax.losses.contrastive import cluster_loss, instance_loss, unit
-from sarjax.methods.neighbours import nearest, padded
+from sarjax.methods.neighbours import ROWS, nearest, padded
 from sarjax.methods.record import Batch, Context, Method, Outputs, Rest, Term, Tree, Variables
 from sarjax.methods.supervised import SIZE_AT_INIT, supervised
 from sarjax.options import Clustering, SceneClustering
 from sarjax.spec import Stream
 
-NAME = "scene_clustering"  # in params and memory
-PARTNER = "partner"
+NAME = "scene_clustering"  # in params
+PARTNER, BANK, NEIGHBOURS = "partner", "bank", "neighbours"  # stream and memory
 ROLE = 0x5CE7E  # folded into keys
 
 
@@ -44,15 +45,12 @@ def with_scene_clustering(method: Method, options: Clustering, context: Context)
     none, both rebuilt at an epoch's end from `options.warmup` epochs on.
 
     Raises:
-      UserError: options that contradict each other.
+      UserError: an option that makes no sense.
+      ValueError: `method` has something of a name that is used here.
     """
     if not (options.instance or options.cluster):
         return method
-    if options.clusters < 2 or options.neighbours < 1 or options.warmup < 0:
-        raise UserError(
-            f"clustering with {options.clusters} clusters, {options.neighbours} neighbours and a warm-up of "
-            f"{options.warmup} epochs makes no sense: from 2, from 1 and from 0 would be accepted."
-        )
+    _check(options)
     experiment, spec, statistics = context.experiment, context.spec, context.statistics
     inputs, first = experiment.inputs, next(iter(method.streams))
     if method.streams[first].kind == "follow":
@@ -67,7 +65,7 @@ def with_scene_clustering(method: Method, options: Clustering, context: Context)
     def init(key: jax.Array) -> Variables:
         # The method's own draws stay what they are without the auxiliary, so that runs of one seed can be compared.
         variables = method.init(key)
-        batch = jax.eval_shape(functools.partial(_blank, spec=spec))
+        batch = jax.eval_shape(functools.partial(blank, spec=spec))
         features = jax.eval_shape(
             lambda v, b: pooled(method.encode(v.params, v.stats, _image(b), False)), variables, batch
         )
@@ -81,11 +79,14 @@ def with_scene_clustering(method: Method, options: Clustering, context: Context)
         memory = {**variables.memory}
         if options.positives != "augmentation":
             rows = padded(tiles)
-            memory |= {
-                "bank": jnp.zeros((rows, channels), jnp.float32),
-                "neighbours": jnp.full((rows, options.neighbours), -1, jnp.int32),
-            }
-        return Variables({**variables.params, NAME: projectors}, variables.stats, memory)
+            memory = _joined(
+                memory,
+                {
+                    BANK: jnp.zeros((rows, channels), jnp.float32),
+                    NEIGHBOURS: jnp.full((rows, options.neighbours), -1, jnp.int32),
+                },
+            )
+        return Variables(_joined(variables.params, {NAME: projectors}), variables.stats, memory)
 
     def _image(rows: Batch) -> Float[Array, "b h w c"]:
         return network_inputs(rows, inputs, spec, statistics)
@@ -110,23 +111,23 @@ def with_scene_clustering(method: Method, options: Clustering, context: Context)
         if options.instance:
             z = [unit(_mlp(projectors["instance"], x)) for x in (a, b)]
             pairs = instance_loss(*z, temperature=options.instance_temperature, include_self=options.include_self)
-            terms = terms | {"instance": Term(*pairs, options.instance)}
+            terms = _joined(terms, {"instance": Term(*pairs, options.instance)})
         if options.cluster:
             y = [jax.nn.softmax(_mlp(projectors["cluster"], x)) for x in (a, b)]
             pairs = cluster_loss(*y, temperature=options.cluster_temperature, include_self=options.include_self)
-            terms = terms | {"cluster": Term(*pairs, options.cluster)}
-        return terms, Outputs(outputs.stats, outputs.memory, outputs.metrics | _metrics(a, b, y))
+            terms = _joined(terms, {"cluster": Term(*pairs, options.cluster)})
+        return terms, Outputs(outputs.stats, outputs.memory, _joined(outputs.metrics, _metrics(a, b, y)))
 
     def refresh(params: Tree, stats: Tree, memory: Tree, batches: Any, epoch: int) -> Tree:
         before = method.refresh(params, stats, memory, batches, epoch) if method.refresh else memory
         if epoch < options.warmup:
             return before
-        bank, valid, start = before["bank"], jnp.zeros(padded(tiles), bool), 0
+        bank, valid, start = before[BANK], jnp.zeros(padded(tiles), bool), 0
         for batch in batches:
             bank, valid = _deposit(bank, valid, batch, start, params, stats)
             start += len(batch["row_valid"])
         table = jax.jit(nearest, static_argnums=2)(bank, valid, options.neighbours)
-        return before | {"bank": bank, "neighbours": table}
+        return before | {BANK: bank, NEIGHBOURS: table}
 
     @jax.jit
     def _deposit(bank, valid, batch, start, params, stats):
@@ -142,14 +143,55 @@ def with_scene_clustering(method: Method, options: Clustering, context: Context)
 
     streams = dict(method.streams)
     if followed:
-        streams[PARTNER] = Stream("follow", method.streams[first].rows, first, "neighbours")
+        streams = _joined(streams, {PARTNER: Stream("follow", method.streams[first].rows, first, NEIGHBOURS)})
     return method._replace(
         init=init,
         loss=loss,
         streams=streams,
         refresh=method.refresh if options.positives == "augmentation" else refresh,
-        scenes=scenes if options.cluster else None,
+        scenes=scenes if options.cluster else method.scenes,
+        notes=(*method.notes, *_notes(options, context)),
         couples=(*method.couples, "contrastive negatives"),
+    )
+
+
+def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Both; ValueError where a name is in both, for one would silently stand for the other."""
+    if shared := one.keys() & other.keys():
+        raise ValueError(f"scene clustering and the method beside it both have {', '.join(sorted(shared))}")
+    return {**one, **other}
+
+
+def _check(options: Clustering) -> None:
+    """UserError that names the first option that makes no sense, and what would."""
+    largest = sys.float_info.max
+    accepted: dict[str, tuple[str, float, float]] = {
+        "instance": ("a number from 0", 0, largest),
+        "cluster": ("a number from 0", 0, largest),
+        "clusters": ("a whole number from 2", 2, largest),
+        "neighbours": (f"a whole number from 1 to {ROWS}", 1, ROWS),
+        "warmup": ("a whole number from 0", 0, largest),
+        "instance_temperature": ("a number from 0.001", 1e-3, largest),
+        "cluster_temperature": ("a number from 0.001", 1e-3, largest),
+        "hidden": ("a whole number from 1", 1, largest),
+        "dimensions": ("a whole number from 1", 1, largest),
+        "region": ("a share from 0 to 1", 0, 1),
+        "jitter": ("a number from 0", 0, largest),
+        "speckle": ("a number from 0", 0, largest),
+    }
+    for name, (what, least, most) in accepted.items():
+        if not least <= getattr(options, name) <= most:
+            raise UserError(f"method.clustering.{name} is {getattr(options, name)}, but should be {what}.")
+
+
+def _notes(options: Clustering, context: Context) -> tuple[str, ...]:
+    """What a run should say before it starts: that it is over before the first neighbours are looked up."""
+    complete = context.schedule.epochs(context.schedule.steps - 1)  # before the last step, which may use neighbours
+    if options.positives == "augmentation" or complete >= max(1, options.warmup):
+        return ()
+    return (
+        f"no neighbours are looked up in this run, which ends within its warm-up of {options.warmup} epochs: the "
+        "partner of a view is another view of its own tile",
     )
 
 
@@ -163,12 +205,12 @@ def _from_bank(memory: Tree, rows: Batch, other: Float[Array, "b d"], key: jax.A
 
     What the bank holds is of earlier parameters: no gradient goes through it.
     """
-    table = memory["neighbours"][rows["position"]]
+    table = memory[NEIGHBOURS][rows["position"]]
     chances = jax.vmap(lambda r: jax.random.uniform(jax.random.fold_in(key, r)))(rows["row"])
     known = (table >= 0).sum(1)
     drawn = jnp.minimum((chances * (known + 1)).astype(jnp.int32), known)
     chosen = jnp.take_along_axis(table, jnp.maximum(drawn - 1, 0)[:, None], axis=1)[:, 0]
-    theirs = jax.lax.stop_gradient(memory["bank"][jnp.maximum(chosen, 0)])
+    theirs = jax.lax.stop_gradient(memory[BANK][jnp.maximum(chosen, 0)])
     return jnp.where((drawn > 0)[:, None], theirs, other)
 
 
@@ -201,7 +243,7 @@ def _mlp(params: Tree, x: Float[Array, "b d"]) -> Float[Array, "b k"]:
     return x
 
 
-def _blank(spec: Any) -> Batch:
+def blank(spec: Any) -> Batch:
     """One empty tile: what `encode` gives for it says how many channels there are."""
     side, batch = SIZE_AT_INIT, {}
     for m in spec.modalities:

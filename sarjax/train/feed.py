@@ -1,5 +1,6 @@
 """Between the records and the step: which arrays, on which devices, in what order."""
 
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -74,9 +75,20 @@ def host_tables(method: Method, memory: Any) -> dict[str, np.ndarray]:
 def refreshed(method: Method, state: TrainState, dataset: Dataset, config: Config, mesh: Any, epoch: int) -> TrainState:
     """`state` with its memory rebuilt from the training split."""
     split = dataset.split("train", modalities=training_modalities(method, dataset, config))
-    batches = device_batches(split, config, mesh)
-    memory = method.refresh(state.params, state.stats, state.memory, batches, epoch)
+    memory = method.refresh(state.params, state.stats, state.memory, Passes(split, config, mesh), epoch)
     return state.replace(memory=jax.tree.map(lambda new, old: place(new, old.sharding), memory, state.memory))
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+    """Each iteration is a pass over `device_batches`."""
+
+    split: Any
+    config: Config
+    mesh: jax.sharding.Mesh
+
+    def __iter__(self) -> Iterator[Any]:
+        return device_batches(self.split, self.config, self.mesh)
 
 
 def device_batches(split: Any, config: Config, mesh: jax.sharding.Mesh) -> Iterator[Any]:

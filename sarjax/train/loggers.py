@@ -45,6 +45,7 @@ def summary(
     )
     if experiment.accumulate > 1 and method.couples:
         yield f"accumulating {experiment.accumulate} microbatches: {', '.join(method.couples)} see a microbatch only"
+    yield from method.notes
 
 
 class MetricsFile:

@@ -5,23 +5,31 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sarjax.augment.geometry import geometry
 from sarjax.augment.inputs import network_inputs
+from sarjax.augment.radiometry import radiometry
 from sarjax.config import Augment, Mesh
 from sarjax.data.pipeline import Batches, evaluation_batches
 from sarjax.errors import UserError
+from sarjax.losses.contrastive import cluster_loss, instance_loss, unit
 from sarjax.methods import build_method
 from sarjax.methods.neighbours import ROWS, nearest, padded
 from sarjax.methods.record import Context, Rest, Schedule
+from sarjax.methods.scene_clustering import ROLE, _from_bank, with_scene_clustering
 from sarjax.options import FCN, Clustering, LANet, SceneClustering, Supervised
+from sarjax.train.feed import refreshed as refreshed_state
 from sarjax.train.mesh import make_mesh, put_batch
+from sarjax.train.state import create_state
 
 DATA = toy.dataset(size=64)
 TILES = len(DATA.split("train"))
+INPUTS = toy.config(Supervised()).experiment.inputs
 NETWORKS = {"fcn": FCN(width=0.0625, stages=2), "lanet": LANet(width=0.0625)}
 
 
@@ -212,7 +220,121 @@ def test_scenes_are_shares():
     np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"clusters": 1}, {"neighbours": 0}])
+def test_a_tiles_clusters_do_not_depend_on_its_batch():
+    method, variables = build()
+    batch = batch_of(method, variables)["labelled"]
+    whole = method.scenes(variables.params, variables.stats, batch)
+    part = method.scenes(variables.params, variables.stats, {k: v[2:4] for k, v in batch.items()})
+    np.testing.assert_allclose(part, whole[2:4], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"clusters": 1}, {"neighbours": 0}, {"neighbours": ROWS + 1}, {"warmup": -1}, {"instance_temperature": 0.0},
+        {"cluster_temperature": -1.0}, {"instance": -1.0}, {"cluster": float("nan")}, {"hidden": 0},
+        {"dimensions": 0}, {"region": 2.0}, {"jitter": -0.1}, {"speckle": -1.0}, {"speckle": float("inf")},
+    ],
+)  # fmt: skip
 def test_what_makes_no_sense_is_refused(wrong):
-    with pytest.raises(UserError, match="makes no sense"):
-        build(**wrong)
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"method.clustering.{name} is {value}, but should be "):
+        build(options=SceneClustering(clustering=Clustering(**wrong)))
+
+
+def test_the_terms_by_hand():
+    """Views, pairs, batch statistics, projectors and temperatures: rebuilt from their definitions, then compared."""
+    options = Clustering(
+        clusters=5, warmup=0, neighbours=2, region=0.6, jitter=0.3, speckle=3.0,
+        instance_temperature=0.2, cluster_temperature=0.7, include_self=True,
+    )  # fmt: skip
+    method, variables = build(options=SceneClustering(clustering=options))
+    variables = refreshed(method, variables, epoch=1)
+    batch, key = batch_of(method, variables, step=1), jax.random.key(1)
+    assert (batch["partner"]["position"] != batch["labelled"]["position"]).any()
+    found, outputs = terms(method, variables, batch)
+
+    one, other, _ = jax.random.split(jax.random.fold_in(key, ROLE), 3)
+    changes = Augment(flip=True, rotate=True, region=0.6, jitter=0.3, speckle=3.0)
+    views = []
+    for rows, k in ((batch["labelled"], one), (batch["partner"], other)):
+        where, how = jax.random.split(k)
+        rows = radiometry(geometry(rows, where, changes), how, changes, DATA.spec)
+        views.append(network_inputs(rows, INPUTS, DATA.spec, DATA.statistics))
+    features = method.encode(variables.params, variables.stats, jnp.concatenate(views), True)
+    h = features[max(features)].mean((1, 2))
+    made = variables.params["scene_clustering"]
+
+    def project(x, layers):
+        hidden = np.maximum(x @ layers["linear0"]["kernel"] + layers["linear0"]["bias"], 0)
+        return hidden @ layers["linear1"]["kernel"] + layers["linear1"]["bias"]
+
+    z = [unit(project(x, made["instance"])) for x in (h[:8], h[8:])]
+    y = [jax.nn.softmax(project(x, made["cluster"])) for x in (h[:8], h[8:])]
+    for name, (total, weight) in {
+        "instance": instance_loss(*z, temperature=0.2, include_self=True),
+        "cluster": cluster_loss(*y, temperature=0.7, include_self=True),
+    }.items():
+        assert float(found[name].mean()) == pytest.approx(float(total / weight), rel=1e-4), name
+    cosine = jnp.mean(jnp.sum(unit(h[:8]) * unit(h[8:]), -1))
+    assert float(outputs.metrics["partners_cosine"].mean()) == pytest.approx(float(cosine), rel=1e-4)
+
+    # A partner moves the auxiliary terms and nothing else.
+    partner = batch["partner"] | {"sar": 255 - batch["partner"]["sar"]}
+    moved, _ = terms(method, variables, batch | {"partner": partner})
+    np.testing.assert_array_equal(moved["cross_entropy"].total, found["cross_entropy"].total)
+    for name in ("instance", "cluster"):
+        assert moved[name].total != found[name].total
+
+
+def test_the_bank_is_drawn_from_evenly():
+    """The tile's own view and each of its k neighbours, and only those that it has: (k + 1) equal chances."""
+    memory = {
+        "bank": jnp.arange(8.0)[:, None] + 1,
+        "neighbours": jnp.asarray([[3, 5], [4, -1], [-1, -1]] + [[-1] * 2] * 5),
+    }
+    count = 3000
+    for position, chances in (
+        (0, {0.0: 1 / 3, 4.0: 1 / 3, 6.0: 1 / 3}),
+        (1, {0.0: 1 / 2, 5.0: 1 / 2}),
+        (2, {0.0: 1.0}),
+    ):
+        rows = {"position": jnp.full(count, position), "row": jnp.arange(count)}
+        drawn = np.asarray(_from_bank(memory, rows, jnp.zeros((count, 1)), jax.random.key(0)))[:, 0]
+        values, counts = np.unique(drawn, return_counts=True)
+        assert set(values.tolist()) == set(chances)
+        for value, n in zip(values.tolist(), counts, strict=True):
+            assert n / count == pytest.approx(chances[value], abs=0.04)
+
+
+def test_beside_a_method_that_refreshes_too():
+    """Both see all batches, however the other iterates."""
+    inner, _ = build(options=Supervised())
+
+    def refresh(params, stats, memory, batches, epoch):
+        return memory | {"seen": jnp.asarray(sum(len(b["row"]) for b in batches))}
+
+    def init(key):
+        return inner.init(key)._replace(memory={"seen": jnp.zeros((), jnp.int32)})
+
+    experiment = toy.config(Supervised(), network=NETWORKS["fcn"]).experiment
+    context = Context(experiment, DATA.spec, DATA.statistics, Schedule(6, 12, 8))
+    method = with_scene_clustering(inner._replace(init=init, refresh=refresh), Clustering(warmup=0), context)
+    variables = jax.jit(method.init)(jax.random.key(0))
+    state = create_state(variables, optax.sgd(0.1), False)
+    moved = refreshed_state(method, state, DATA, toy.config(Supervised()), make_mesh(Mesh()), 1)
+    assert int(moved.memory["seen"]) >= TILES
+    assert (np.asarray(moved.memory["neighbours"][:TILES]) >= 0).all()
+    twice = with_scene_clustering(method._replace(streams=inner.streams), Clustering(), context)
+    with pytest.raises(ValueError, match="both have bank"):
+        jax.eval_shape(twice.init, jax.random.key(0))
+
+
+def test_a_run_without_neighbours_says_so():
+    for steps, positives, said in ((8, "knn", True), (9, "knn", False), (8, "bank", True), (8, "augmentation", False)):
+        experiment = toy.config(
+            SceneClustering(clustering=Clustering(warmup=5, positives=positives)), network=NETWORKS["fcn"]
+        ).experiment
+        method = build_method(Context(experiment, DATA.spec, DATA.statistics, Schedule(steps, 12, 8)))
+        assert bool(method.notes) == said, (steps, positives)
+        assert all("within its warm-up of 5 epochs" in note for note in method.notes)
