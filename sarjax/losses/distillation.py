@@ -163,4 +163,4 @@ def _log_softmax_over_pixels(x, seen):
     largest = jnp.max(lax.stop_gradient(x), axis=(1, 2), keepdims=True, where=seen, initial=-jnp.inf)
     x = jnp.where(seen, x - largest, 0.0)
     total = jnp.sum(jnp.where(seen, jnp.exp(x), 0.0), axis=(1, 2), keepdims=True)
-    return jnp.where(seen, x - jnp.log(jnp.where(total > 0, total, 1.0)), 0.0)
+    return jnp.where(seen, x - jnp.log(total), 0.0)
