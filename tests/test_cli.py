@@ -102,6 +102,7 @@ def test_eval_prints_and_writes(trained, records, capsys):
     run("eval", trained, "--split", "test", "--checkpoint", "last", "--json")
     found = json.loads(capsys.readouterr().out)
     assert 0 <= found["pooled"]["macro"]["iou"] <= 1
+    assert 0 < found["pooled"]["map"] <= 1
     assert found["step"] == 2
     looks = json.loads((trained / "manifest.json").read_text())["test_looks"]
     assert [look["checkpoint"] for look in looks] == ["checkpoints/2"]
@@ -383,4 +384,5 @@ def test_real_imagery(shared_data, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert len(found["per_tile"]) == 70
     assert found["classes"]["flood"]["pixels"] > 1_000_000
+    assert 0 < found["classes"]["flood"]["ap"] < 1
     assert Path(tmp_path / "run" / "eval" / "test-best.png").is_file()

@@ -99,6 +99,46 @@ def test_the_bootstrap_gets_pairs(monkeypatch):
     assert len(calls) == 2, "other results, another interval"
 
 
+def test_average_precision_has_a_mean_and_a_spread_but_no_interval():
+    def scored(low, seed=0):
+        """Class b: 4 of 10 pixels, of which `low` score below everything else."""
+        r = result((6 - seed, seed, 1, 3))
+        scores = np.array([[[0, 1, 3], [2, 4, 0]], [[0, 6, 0], [low, 0, 4 - low]]], np.int64)
+        return Result(dataclasses.replace(r.evaluation, scores=scores), f"{low}-{seed}")
+
+    def b(low):
+        return ((4 - low) + low * 0.4) / 4
+
+    old = result((5, 1, 1, 3))
+    runs = {"none": {0: scored(4), 1: scored(2)}, "full": {0: scored(1), 1: scored(0)}, "old": {0: old}}
+    t = table(tuple(runs), ("pixel_accuracy", "ap/b", "map", "ap/c"), none={"ap/b": 0.5}, full={"ap/b": 0.9})
+    known = {}
+    found = compare(t, runs, SPEC, True, known)
+    assert compare(t, runs, SPEC, True, known) == found
+    json.dumps(found, allow_nan=False)
+    cell = found["rows"]["full"]["ap/b"]
+    assert cell["mean"] == pytest.approx((b(1) + b(0)) / 2)
+    assert cell["sd"] == pytest.approx(statistics.stdev([b(1), b(0)]))
+    assert cell["delta"] == pytest.approx(cell["mean"] - 0.9)
+    difference = cell["minus_baseline"]
+    assert difference["value"] == pytest.approx((b(1) + b(0) - b(4) - b(2)) / 2)
+    assert (difference["low"], difference["high"], difference["seeds"]) == (None, None, [0, 1])
+    assert found["rows"]["full"]["pixel_accuracy"]["minus_baseline"]["low"] is not None
+    a = (2 * 6 / 10 + 4 * 4 / 8) / 6
+    assert found["rows"]["full"]["map"]["values"]["0"] == pytest.approx((a + b(1)) / 2)
+    assert found["rows"]["full"]["ap/c"]["mean"] is None, "no such class"
+    assert found["rows"]["old"]["map"]["mean"] is None, "evaluated before there were scores"
+    assert found["rows"]["old"]["map"]["minus_baseline"] is None
+    mixed = {"none": {0: old}, "full": {0: scored(1)}}
+    assert compare(t, mixed, SPEC, True, {})["rows"]["full"]["map"]["minus_baseline"]["value"] is None
+    about = {"metrics": t.metrics, "same_data": True, "figures_of": "toy", "baseline": "none"}
+    lines = list(comparison._split_lines(about, "val", found))
+    minus = lines[lines.index("Minus `none`:") :]
+    (full,) = (line for line in minus if line.startswith("| full"))
+    assert f"| {difference['value']:+.4f} [-] |" in full
+    assert full.endswith("| - |")
+
+
 def test_orders_are_computed():
     runs = {n: {0: result((v, 10 - v, 0, 0))} for n, v in (("none", 4), ("one", 7), ("two", 6), ("all", 6), ("new", 9))}
     paper = {n: {"pixel_accuracy": v} for n, v in (("none", 0.1), ("one", 0.2), ("two", 0.3), ("all", 0.3))}

@@ -10,13 +10,10 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Int64
-
 from sarjax.errors import unknown
 from sarjax.evaluate.bootstrap import paired_bootstrap
 from sarjax.evaluate.evaluator import Evaluation
-from sarjax.evaluate.metrics import Metrics, metrics
+from sarjax.evaluate.metrics import Metrics
 from sarjax.recipes.tables import Table
 from sarjax.spec import DatasetSpec
 
@@ -44,20 +41,28 @@ _SCALARS: dict[str, Callable[[Metrics], float]] = {
 }
 
 
-def metric_of(name: str, spec: DatasetSpec) -> Callable[[Int64[np.ndarray, "k k"]], float]:
-    """The function of a confusion matrix that `Evaluation.scalars` calls `name`: one of pooled pixels.
+def metric_of(name: str, spec: DatasetSpec) -> Callable[[Evaluation], float]:
+    """The function of an evaluation that `Evaluation.scalars` calls `name`: one of pooled pixels.
 
-    "iou/<class>" and "f1/<class>" are nan where `spec` has no such class. UserError for another name.
+    "iou/<class>", "f1/<class>" and "ap/<class>" are nan where `spec` has no such class. UserError for another name.
     """
     kind, _, of = name.partition("/")
-    if of and kind in ("iou", "f1"):
+    if of and kind in ("iou", "f1", "ap"):
         if of not in spec.class_names:
-            return lambda confusion: math.nan
+            return lambda evaluation: math.nan
         index = spec.class_names.index(of)
-        return lambda confusion: float(getattr(metrics(confusion), kind)[index])
+        if kind == "ap":
+            return lambda evaluation: float(evaluation.average_precision()[index])
+        return lambda evaluation: float(getattr(evaluation.metrics(spec), kind)[index])
+    if name == "map":
+        return lambda evaluation: evaluation.mean_average_precision(spec)
     if name not in _SCALARS:
-        raise unknown("metric", name, [*_SCALARS, "iou/<class>", "f1/<class>"])
-    return lambda confusion: _SCALARS[name](metrics(confusion, spec.macro_classes))
+        raise unknown("metric", name, [*_SCALARS, "map", "iou/<class>", "f1/<class>", "ap/<class>"])
+    return lambda evaluation: _SCALARS[name](evaluation.metrics(spec))
+
+
+def _of_scores(name: str) -> bool:
+    return name == "map" or name.startswith("ap/")
 
 
 def compare(table: Table, results: Results, spec: DatasetSpec, same_data: bool, known: Intervals) -> dict[str, Any]:
@@ -65,7 +70,8 @@ def compare(table: Table, results: Results, spec: DatasetSpec, same_data: bool, 
 
     {"rows": {row: {metric: {"values": {seed: v}, "mean", "sd", "n", "paper", "delta", "minus_baseline"}}}, "orders"}.
     sd: sample standard deviation over seeds, from two on. delta: mean - paper, on the paper's own data only.
-    minus_baseline: of the seeds that both rows have, {"value", "low", "high", "seeds"}: a paired bootstrap over tiles.
+    minus_baseline: of the seeds that both rows have, {"value", "low", "high", "seeds"}: a paired bootstrap over tiles;
+    average precision is not counted by tile, so it has no interval.
 
     results: by row and seed; rows without any are left out. same_data: whether the paper's figures are of this data.
     known: intervals that were computed before, by what they are of; new ones are added.
@@ -92,7 +98,7 @@ def _cell(
     known: Intervals,
 ) -> dict[str, Any]:
     metric = metric_of(name, spec)
-    values = {seed: _plain(metric(r.evaluation.confusion)) for seed, r in sorted(results[row].items())}
+    values = {seed: _plain(metric(r.evaluation)) for seed, r in sorted(results[row].items())}
     defined = [v for v in values.values() if v is not None]
     mean = statistics.fmean(defined) if defined else None
     cell: dict[str, Any] = {
@@ -114,17 +120,21 @@ def _cell(
 
 
 def _interval(
-    pairs: tuple[list[Result], list[Result]], name: str, metric: Callable[..., float], known: Intervals
+    pairs: tuple[list[Result], list[Result]], name: str, metric: Callable[[Evaluation], float], known: Intervals
 ) -> list[float | None]:
     """The bootstrap of two rows' runs, seed by seed; looked up where it was computed before: it takes seconds."""
     of = "|".join([name, *("+".join(r.digest for r in side) for side in pairs)])
     key = hashlib.sha256(of.encode()).hexdigest()[:24]
     if key not in known:
-        if any(math.isnan(metric(r.evaluation.confusion)) for side in pairs for r in side):
+        ours, theirs = ([metric(r.evaluation) for r in side] for side in pairs)
+        if any(map(math.isnan, (*ours, *theirs))):
             known[key] = [None, None, None]
+        elif _of_scores(name):
+            known[key] = [statistics.fmean(ours) - statistics.fmean(theirs), None, None]
         else:
             a, b = ([r.evaluation.per_tile for r in side] for side in pairs)
-            known[key] = [_plain(v) for v in paired_bootstrap(a, b, metric)]
+            found = paired_bootstrap(a, b, lambda confusion: metric(Evaluation(confusion, {})))
+            known[key] = [_plain(v) for v in found]
     return list(known[key])
 
 
@@ -183,9 +193,9 @@ def _lines(d: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Mean ± sample standard deviation over seeds. In brackets: 95 % of 2,000 resamples of tiles, the same tiles "
         "for the row and the baseline, each row's metric being the mean over the seeds that both have: what other "
-        "tiles would have given, not what other seeds would. The checkpoint is the best on val by mIoU, so val figures "
-        f"are a little too good. Only {_listed(d['tested'])} may be looked at on test; every look is in the run's "
-        "manifest."
+        "tiles would have given, not what other seeds would; average precision (ap, map) has none. The checkpoint is "
+        f"the best on val by mIoU, so val figures are a little too good. Only {_listed(d['tested'])} may be looked at "
+        "on test; every look is in the run's manifest."
     )
     for failure, text in d["failures"].items():
         yield ""
@@ -274,9 +284,9 @@ def _beside_paper(cell: Mapping[str, Any]) -> str:
 
 def _minus(difference: Mapping[str, Any] | None) -> str:
     value, low, high = (difference[k] if difference else None for k in ("value", "low", "high"))
-    if value is None or low is None or high is None:
+    if value is None:
         return "-"
-    return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"{value:+.4f} [-]" if low is None or high is None else f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 def _number(x: float | None) -> str:

@@ -23,16 +23,17 @@ from sarjax.files import write_atomically
 from sarjax.reports.drawing import display, figure, legend, paint, save
 from sarjax.spec import IGNORE_LABEL, DatasetSpec
 
-COLUMNS = ("class", "pixels", *PER_CLASS, "tile_mean_f1", "tile_mean_iou", "tiles")
+COLUMNS = ("class", "pixels", *PER_CLASS, "ap", "tile_mean_f1", "tile_mean_iou", "tiles")
 
 
 def to_dict(evaluation: Evaluation, spec: DatasetSpec) -> dict[str, Any]:
     """All metrics and counts as plain JSON values; what is undefined is None. `from_dict` reads the counts back."""
-    pooled, tiles = evaluation.metrics(spec), evaluation.tile_mean()
+    pooled, tiles, ap = evaluation.metrics(spec), evaluation.tile_mean(), evaluation.average_precision()
     per_class = {
         name: {
             "pixels": int(pooled.support[i]),
             **{metric: _plain(getattr(pooled, metric)[i]) for metric in PER_CLASS},
+            "ap": _plain(ap[i]),
             "tile_mean_f1": _plain(tiles.f1[i]),
             "tile_mean_iou": _plain(tiles.iou[i]),
             "tiles": int(tiles.tiles[i]),
@@ -46,19 +47,24 @@ def to_dict(evaluation: Evaluation, spec: DatasetSpec) -> dict[str, Any]:
             "pixel_accuracy": _plain(pooled.oa),
             "kappa": _plain(pooled.kappa),
             "fwiou": _plain(pooled.fwiou),
+            "map": _plain(evaluation.mean_average_precision(spec)),
             "macro": {name: _plain(v) for name, v in pooled.macro.items()},
             "macro_zero": {name: _plain(v) for name, v in pooled.macro_zero.items()},
         },
         "classes": per_class,
         "confusion": evaluation.confusion.tolist(),
         "per_tile": {str(tile): matrix.tolist() for tile, matrix in evaluation.per_tile.items()},
+        "scores": None if evaluation.scores is None else evaluation.scores.tolist(),
     }
 
 
 def from_dict(d: Mapping[str, Any]) -> Evaluation:
-    """The evaluation whose `to_dict` is d."""
+    """The evaluation whose `to_dict` is d; d may be from before there were scores."""
     per_tile = {int(tile): np.asarray(matrix, np.int64) for tile, matrix in d["per_tile"].items()}
-    return Evaluation(np.asarray(d["confusion"], np.int64), per_tile)
+    scores = d.get("scores")
+    return Evaluation(
+        np.asarray(d["confusion"], np.int64), per_tile, None if scores is None else np.asarray(scores, np.int64)
+    )
 
 
 def write_json(path: Path, evaluation: Evaluation, spec: DatasetSpec) -> None:
@@ -74,8 +80,8 @@ def read_json(path: Path) -> Evaluation:
 def write_csv(path: Path, evaluation: Evaluation, spec: DatasetSpec) -> None:
     """A line per class and one, "macro", of the averages over the macro classes; empty cells are undefined.
 
-    Written atomically. precision to iou: one pooled confusion matrix. tile_mean_*: means over the `tiles` tiles that
-    hold the class in truth or prediction.
+    Written atomically. precision to iou: one pooled confusion matrix. ap: average precision over all pixels.
+    tile_mean_*: means over the `tiles` tiles that hold the class in truth or prediction.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -91,15 +97,13 @@ def table(evaluation: Evaluation, spec: DatasetSpec, title: str = "") -> Table:
     caption = (
         f"pixel accuracy {_four(pooled.oa)}   kappa {_four(pooled.kappa)}   mIoU {_four(pooled.macro['iou'])}   "
         f"fwIoU {_four(pooled.fwiou)}\nprecision to IoU: one confusion matrix over {len(evaluation.per_tile)} tiles; "
-        "tile F1, tile IoU: means over the tiles that hold the class"
+        "AP: average precision over all pixels; tile F1, tile IoU: means over the tiles that hold the class"
     )
     excluded = [name for i, name in enumerate(spec.class_names) if i not in spec.macro_classes]
     if excluded:
         caption += f"; macro without {', '.join(excluded)}"
-    out = Table(
-        title=title or spec.name, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    for column in ("class", "pixels", "precision", "recall", "F1", "IoU", "tile F1", "tile IoU", "tiles"):
+    out = Table(title=title or spec.name, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    for column in ("class", "pixels", "precision", "recall", "F1", "IoU", "AP", "tile F1", "tile IoU", "tiles"):
         out.add_column(column, justify="left" if column == "class" else "right", no_wrap=True)
     for row in _rows(evaluation, spec):
         out.add_row(*(v if isinstance(v, str) else _count(v) if isinstance(v, int) else _four(v) for v in row))
@@ -108,11 +112,12 @@ def table(evaluation: Evaluation, spec: DatasetSpec, title: str = "") -> Table:
 
 def _rows(evaluation: Evaluation, spec: DatasetSpec) -> list[list[Any]]:
     d = to_dict(evaluation, spec)
-    macro, tiles, chosen = d["pooled"]["macro"], evaluation.tile_mean(), list(spec.macro_classes)
-    tile_macro = [_plain(nan_mean(x[chosen])) for x in (tiles.f1, tiles.iou)]
+    pooled, tiles, chosen = d["pooled"], evaluation.tile_mean(), list(spec.macro_classes)
+    macro = [*(pooled["macro"][name] for name in PER_CLASS), pooled["map"]]
+    macro += [_plain(nan_mean(x[chosen])) for x in (tiles.f1, tiles.iou)]
     return [
         *([name, *(values[column] for column in COLUMNS[1:])] for name, values in d["classes"].items()),
-        ["macro", None, *(macro[name] for name in PER_CLASS), *tile_macro, len(evaluation.per_tile)],
+        ["macro", None, *macro, len(evaluation.per_tile)],
     ]
 
 

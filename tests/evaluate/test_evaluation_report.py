@@ -25,12 +25,17 @@ SPEC = DatasetSpec(
     dates=2,
     excluded=("other",),
 )
+AP_DRY = (80 + 5 * 85 / 109) / 85
 
 
 @pytest.fixture
 def evaluation():
     per_tile = {3: np.array([[50, 5, 0], [4, 20, 0], [0, 0, 0]]), 12: np.array([[30, 0, 0], [0, 0, 0], [0, 0, 0]])}
-    return Evaluation(sum(per_tile.values()), per_tile)
+    scores = np.zeros((3, 2, 5), np.int64)
+    scores[0] = [[0, 24, 0, 0, 0], [0, 5, 0, 0, 80]]
+    scores[1] = [[80, 0, 0, 0, 5], [0, 0, 0, 24, 0]]
+    scores[2, 0] = [109, 0, 0, 0, 0]
+    return Evaluation(sum(per_tile.values()), per_tile, scores)
 
 
 def test_json_round_trip(evaluation, tmp_path):
@@ -41,11 +46,30 @@ def test_json_round_trip(evaluation, tmp_path):
     assert d["classes"]["flood"]["iou"] == pytest.approx(20 / 29)
     assert d["classes"]["flood"]["tiles"] == 1
     assert d["macro_classes"] == ["dry", "flood"]
+    assert d["classes"]["flood"]["ap"] == pytest.approx(24 / 29)
+    assert d["classes"]["other"]["ap"] is None
+    assert d["pooled"]["map"] == pytest.approx((AP_DRY + 24 / 29) / 2)
     back = reports.read_json(path)
+    assert back.scores.dtype == np.int64
+    assert np.array_equal(back.scores, evaluation.scores)
     assert np.array_equal(back.confusion, evaluation.confusion)
     assert list(back.per_tile) == [3, 12]
     assert np.array_equal(back.per_tile[3], evaluation.per_tile[3])
     assert [p.name for p in tmp_path.iterdir()] == ["e.json"]
+
+
+def test_what_was_written_before_there_were_scores(evaluation, tmp_path):
+    d = reports.to_dict(evaluation, SPEC)
+    del d["scores"]
+    old = reports.from_dict(d)
+    assert old.scores is None
+    assert reports.from_dict(reports.to_dict(old, SPEC)).scores is None
+    found = reports.to_dict(old, SPEC)
+    assert found["classes"]["flood"]["ap"] is found["pooled"]["map"] is None
+    assert found["classes"]["flood"]["iou"] == d["classes"]["flood"]["iou"]
+    reports.write_csv(tmp_path / "e.csv", old, SPEC)
+    assert [r["ap"] for r in csv.DictReader((tmp_path / "e.csv").open())] == [""] * 4
+    reports.table(old, SPEC)
 
 
 def test_csv(evaluation, tmp_path):
@@ -54,6 +78,9 @@ def test_csv(evaluation, tmp_path):
     assert [r["class"] for r in rows] == ["dry", "flood", "other", "macro"]
     assert float(rows[1]["iou"]) == pytest.approx(20 / 29, abs=1e-6)
     assert rows[2]["iou"] == ""
+    assert float(rows[0]["ap"]) == pytest.approx(AP_DRY, abs=1e-6)
+    assert rows[2]["ap"] == ""
+    assert float(rows[3]["ap"]) == pytest.approx((AP_DRY + 24 / 29) / 2, abs=1e-6)
     assert float(rows[3]["iou"]) == pytest.approx((80 / 89 + 20 / 29) / 2, abs=1e-6)
     assert float(rows[0]["tile_mean_iou"]) == pytest.approx((50 / 59 + 1) / 2, abs=1e-6)
 
@@ -62,7 +89,7 @@ def test_table_fits_a_terminal(evaluation):
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(reports.table(evaluation, SPEC))
     text = console.export_text()
-    for shown in ("flood", "0.6897", "kappa", "without other", "2 tiles"):
+    for shown in ("flood", "0.6897", "0.8276", "kappa", "without other", "2 tiles"):
         assert shown in text
     assert "…" not in text
 

@@ -54,6 +54,7 @@ def test_everything_a_method_may_have(teacher, tmp_path):
     assert [r["step"] for r in losses] == [1, 2, 3, 4, 5, 6]
     assert {"main", "partner", "taught", "small", "hits", "learning_rate"} <= set(losses[0])
     assert [r["step"] for r in rows if "val/miou" in r] == [3, 6]
+    assert all(0 < r["val/map"] <= 1 for r in rows if "val/miou" in r)
 
 
 def test_a_student_predicts_without_its_teacher(teacher, tmp_path):
