@@ -30,9 +30,13 @@ def of(variables, name):
     return {collection: tree[name] for collection, tree in variables.items() if name in tree}
 
 
-def started(options, x, num_classes=3):
-    network = build_network(options, num_classes)
+def started(options, x):
+    network = build_network(options, 3)
     return network, jax.jit(lambda x: network.init(jax.random.key(0), x, False))(x)
+
+
+def shapes_of(network, x):
+    return jax.eval_shape(lambda: network.init(jax.random.key(0), x, False))
 
 
 def image(*shape, seed=0):
@@ -129,16 +133,12 @@ def test_it_starts_as_a_plain_pyramid(corner_aligned):
     apply = {n: jax.jit(lambda v, n=n: n.apply(v, x, False).logits) for n in (network, plain, other)}
     logits = apply[network](variables)
     np.testing.assert_allclose(logits, apply[plain](rest), rtol=1e-4, atol=1e-5)
-    assert jax.tree.structure(rest) == jax.tree.structure(jax.eval_shape(lambda: started_shapes(plain, x)))
+    assert jax.tree.structure(rest) == jax.tree.structure(shapes_of(plain, x))
     assert np.abs(logits - apply[other](variables)).max() > 1e-2
     moved = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf + 0.1 if any(key.key == "offsets" for key in path) else leaf, variables
     )
     assert np.abs(logits - apply[network](moved)).max() > 1e-2
-
-
-def started_shapes(network, x):
-    return network.init(jax.random.key(0), x, False)
 
 
 @pytest.mark.parametrize("corner_aligned", [False, True])
@@ -203,7 +203,7 @@ def test_eight_classes_at_any_size(encoder, dtype):
 ])  # fmt: skip
 def test_channels(options, expected):
     network = build_network(options, 3)
-    shapes = jax.eval_shape(lambda: started_shapes(network, jnp.ones((1, 32, 32, 1))))["params"]
+    shapes = shapes_of(network, jnp.ones((1, 32, 32, 1)))["params"]
     kernels = {path[:-1]: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes).items()
                if path[-1] == "kernel" and path[0] != "encoder"}  # fmt: skip
     for name, shape in expected.items():
@@ -217,7 +217,7 @@ def test_parameters():
 
     def parameters(options):
         network = build_network(options, 7)
-        shapes = jax.eval_shape(lambda: started_shapes(network, jnp.ones((1, 64, 64, 3))))["params"]
+        shapes = shapes_of(network, jnp.ones((1, 64, 64, 3)))["params"]
         return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
     c, offsets = 128, 2 * 128 * 64 + 9 * 128 * 2
