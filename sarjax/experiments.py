@@ -27,7 +27,7 @@ from sarjax.data.synthesis import synthesize
 from sarjax.errors import UserError, unknown
 from sarjax.files import write_atomically
 from sarjax.machine import visible_cores
-from sarjax.recipes.tables import ABOUT, TABLES, Row, Table, all_rows, on
+from sarjax.recipes.tables import ABOUT, METRICS, TABLES, Row, Table, all_rows, on
 from sarjax.reports.comparison import markdown
 from sarjax.reports.rows import collect, compared, read_object, read_record, read_result, vouch, write_record
 from sarjax.reports.run import evaluate_run
@@ -138,7 +138,8 @@ def make_plan(
 
     chosen = tuple(row for name, row in everything.items() if name in wanted)
     on(Config(), data, preset)  # the names, before anything is done
-    return Plan(paper, TABLES[paper], chosen, data, folder, seeds, preset, data_dir, test, adapt)
+    tables = tuple(dataclasses.replace(t, metrics=(*t.metrics, *METRICS.get(data, ()))) for t in TABLES[paper])
+    return Plan(paper, tables, chosen, data, folder, seeds, preset, data_dir, test, adapt)
 
 
 def host_devices(plan: Plan) -> int:
@@ -228,7 +229,8 @@ def _finish(
         raise UserError(f"its teacher {teacher.name} failed, and without it there is nothing to learn from.")
     resolved = resolve(run, config, dataset)
     copied = run / "teacher"
-    known = teachers.describe(copied if copied.is_dir() else teacher) if teacher else None
+    precision = resolved.experiment.precision
+    known = teachers.describe(copied if copied.is_dir() else teacher, precision) if teacher else None
     schedule = make_method(resolved, dataset, known, run, 0)[1]
     record = read_record(run)
     if _last_step(run) < schedule.steps:

@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from sarjax import config, experiments, recipes
-from sarjax.config import Inputs
+from sarjax.config import Data, Inputs
 from sarjax.errors import UserError
 from sarjax.evaluate.bootstrap import Difference
 from sarjax.evaluate.evaluator import Evaluation
@@ -166,17 +166,20 @@ PUBLISHED = [(paper, data, preset) for paper in TABLES for data in tables.DATA f
 
 @pytest.mark.parametrize(("paper", "data", "preset"), PUBLISHED)
 def test_rows_on_any_data(paper, data, preset):
-    """All rows of a paper are trained alike: by network and method alone they differ."""
+    """All rows of a paper are trained alike: they differ in network, method, sensors and labels alone."""
     found = {}
     for name, row in all_rows(TABLES[paper]).items():
         if row.recipe in recipes.RECIPES:
             found[name] = on(recipes.find(row.recipe), data, preset)
             config.validate(found[name])
+    steps = {round(c.experiment.epochs * c.experiment.data.labelled, 6) for c in found.values()}
+    assert len(steps) == 1, "as many steps, however few tiles are labelled"
+    differs = ("network.", "method.", "inputs.", "data.labelled:", "epochs:")
     for table in TABLES[paper]:
         for row in table.rows:
             if row.name in found and table.baseline in found:
                 for line in config.difference(found[table.baseline].experiment, found[row.name].experiment):
-                    assert line.startswith(("network.", "method.")), line
+                    assert line.startswith(differs), line
 
 
 def test_where_data_and_preset_put_a_row():
@@ -198,6 +201,10 @@ def test_where_data_and_preset_put_a_row():
         lanet, experiment=dataclasses.replace(lanet.experiment, inputs=Inputs(modalities=("optical",)))
     )
     assert on(optical, "ombria").experiment.inputs == recipes.find("ombria_s2").experiment.inputs
+    both = on(recipes.find("dhfa_teacher_both"), "ombria").experiment.inputs
+    assert both == dataclasses.replace(recipes.find("ombria_s1").experiment.inputs, modalities=("sar", "optical"))
+    few = on(recipes.find("dhfa_few_student"), "ombria", "cpu").experiment
+    assert (few.data, few.epochs) == (Data("ombria", labelled=1 / 8), 320.0)
     plan = make_plan("cheng", Path("w"), data="ombria", epochs=3.0)
     assert plan.config(plan.rows["lanet"], 4).experiment.epochs == 3.0
     assert plan.config(plan.rows["lanet"], 4).experiment.seed == 4

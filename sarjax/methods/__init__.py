@@ -6,6 +6,7 @@ from typing import Any
 from sarjax.errors import UserError, unknown
 
 METHODS: dict[str, str] = {
+    "dhfa": "sarjax.methods.dhfa:dhfa",
     "scene_clustering": "sarjax.methods.scene_clustering:scene_clustering",
     "supervised": "sarjax.methods.supervised:supervised",
 }

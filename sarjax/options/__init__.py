@@ -5,7 +5,7 @@ A subclass names itself with `NAME`; it is found by that name when a configurati
 
 from sarjax.options.base import MethodOptions, Named, NetworkOptions
 from sarjax.options.deeplab import DeepLabV3
-from sarjax.options.dhfa import DHFA
+from sarjax.options.dhfa import DHFA, Distillation
 from sarjax.options.lanet import FCN, LANet
 from sarjax.options.pspnet import PSPNet
 from sarjax.options.scene_clustering import Clustering, SceneClustering
@@ -16,6 +16,7 @@ __all__ = [
     "FCN",
     "Clustering",
     "DeepLabV3",
+    "Distillation",
     "LANet",
     "MethodOptions",
     "Named",

@@ -1,9 +1,11 @@
-"""DHFA-Net (Gao et al.): a pyramid of features that are aligned as they are joined."""
+"""DHFA-Net (Gao et al.): a pyramid of features that are aligned as they are joined, and learning from a teacher."""
 
 import dataclasses
 from typing import ClassVar, Literal
 
 from sarjax.options.base import NetworkOptions
+from sarjax.options.scene_clustering import Clustering
+from sarjax.options.supervised import Supervised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,3 +24,36 @@ class DHFA(NetworkOptions):
     alignment: Literal["flow", "none"] = "flow"
     corner_aligned: bool = False
     fuse: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation(Supervised):
+    """Supervised segmentation by a student that also learns from a frozen teacher, which may see other sensors.
+
+    reading: of HFDM, what of the student is compared with the teacher's features: "direct", the features themselves
+    (through a 1x1 convolution where channels differ); "hallucinate", what a small network makes of them, which is
+    dropped after training. The third reading, fuse, is `network.fuse` with "direct": such networks are then part of
+    the student, stay, and are fused. features: weight of their loss; feature_loss: of unit vectors per pixel, or of
+    plain squares.
+    head: weight of the cross-entropy of the teacher's frozen classifier on the student's embedding. logits: weight of
+    logit distillation; logit_loss: per pixel over the classes, or per class over the pixels; temperature: of both.
+    hard: weight of the cross-entropy (and Dice, by `dice`) with the teacher's answers where nothing is labelled.
+
+    pairs: unlabelled rows per labelled one, from which the teacher alone teaches (0 = none; needs
+    experiment.data.labelled below 1). right: leave out labelled pixels where the teacher is wrong. confidence: leave
+    out pixels where its largest probability is below this. clustering: scene clustering beside it (weights 0 = none).
+    """
+
+    NAME: ClassVar[str] = "dhfa"
+    reading: Literal["direct", "hallucinate"] = "direct"
+    features: float = 1.0
+    feature_loss: Literal["normalised", "squared"] = "normalised"
+    head: float = 0.4
+    logits: float = 1.0
+    logit_loss: Literal["pixel", "channel"] = "pixel"
+    temperature: float = 2.0
+    hard: float = 0.0
+    pairs: int = 0
+    right: bool = False
+    confidence: float = 0.0
+    clustering: Clustering = Clustering(instance=0.0, cluster=0.0)

@@ -7,7 +7,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from sarjax.config import Config, Data, Experiment, Inputs
+from sarjax.config import Config, Experiment, Inputs
 from sarjax.errors import unknown
 from sarjax.recipes import cpu, ombria, synthetic
 
@@ -47,6 +47,7 @@ class Table:
     note: str = ""
 
 
+SCALARS = ("pixel_accuracy", "kappa", "macro_f1", "miou", "map")
 MACRO = ("pixel_accuracy", "macro_precision", "macro_recall", "macro_f1")
 CHENG = (
     "Cheng et al., A Semantic Segmentation Method for SAR Image with Assistance of Self-Supervised Scene Classification"
@@ -107,16 +108,77 @@ TABLES: dict[str, tuple[Table, ...]] = {
     ),
 }
 
+TABLES["dhfa"] = (
+    Table(
+        name="all",
+        title="all labels",
+        rows=(
+            Row("teacher", "dhfa_teacher", {}, test=True),
+            Row("teacher_both", "dhfa_teacher_both", {}, test=True),
+            Row("alone", "dhfa_alone", {}, test=True),
+            Row("logits", "dhfa_logits", {}, teacher="teacher"),
+            Row("direct", "dhfa_direct", {}, teacher="teacher"),
+            Row("hallucinate", "dhfa_hallucinate", {}, teacher="teacher"),
+            Row("fuse", "dhfa_fuse", {}, teacher="teacher"),
+            Row("head", "dhfa_head", {}, teacher="teacher"),
+            Row("student", "dhfa_student", {}, teacher="teacher", test=True),
+            Row("student_of_both", "dhfa_student", {}, teacher="teacher_both", test=True),
+        ),
+        baseline="alone",
+        metrics=SCALARS,
+        source="",
+        note="teacher: optical images; teacher_both: optical and SAR; all others: SAR alone. logits ... head: a part "
+        "of the method each; student: all of them.",
+    ),
+    Table(
+        name="few",
+        title="few labels, many pairs",
+        rows=(
+            Row("few_teacher", "dhfa_few_teacher", {}, test=True),
+            Row("few_teacher_both", "dhfa_few_teacher_both", {}, test=True),
+            Row("few_alone", "dhfa_few_alone", {}, test=True),
+            Row("few_logits", "dhfa_few_logits", {}, teacher="few_teacher"),
+            Row("few_student", "dhfa_few_student", {}, teacher="few_teacher", test=True),
+            Row("few_student_of_both", "dhfa_few_student", {}, teacher="few_teacher_both", test=True),
+            Row("few_student_of_all", "dhfa_few_student", {}, teacher="teacher", test=True),
+            Row("few_student_of_all_both", "dhfa_few_student", {}, teacher="teacher_both"),
+        ),
+        baseline="few_alone",
+        metrics=SCALARS,
+        source="",
+        note="Labels on 1/8 of the tiles, the teacher's signal on all; as many steps, on as many labelled tiles a "
+        "step, as with all labels. _of_all: its teacher saw all labels.",
+    ),
+    Table(
+        name="alignment",
+        title="feature alignment (HFAM)",
+        rows=(
+            Row("alone", "dhfa_alone", {}),
+            Row("alone_plain", "dhfa_alone_plain", {}),
+            Row("teacher", "dhfa_teacher", {}),
+            Row("teacher_plain", "dhfa_teacher_plain", {}),
+            Row("student", "dhfa_student", {}, teacher="teacher"),
+            Row("student_plain", "dhfa_student_plain", {}, teacher="teacher_plain"),
+        ),
+        baseline="alone",
+        metrics=SCALARS,
+        source="",
+        note="_plain: a feature pyramid that is not aligned.",
+    ),
+)
+
 
 def _whu_opt_sar(e: Experiment) -> Experiment:
     return e
 
 
 def _ombria(e: Experiment) -> Experiment:
-    """Two dates, images stretched one by one: what the network sees and how it is trained are those of `ombria_s1`."""
-    like = ombria.ombria_s1().experiment
-    inputs = ombria.S1 if e.inputs.modalities == ("sar",) else Inputs(modalities=e.inputs.modalities)
-    return dataclasses.replace(_trained_like(e, like), data=Data("ombria"), inputs=inputs)
+    """Two dates, SAR stretched image by image: what the network sees and how it is trained are those of `ombria_s1`."""
+    inputs = dataclasses.replace(
+        ombria.S1 if "sar" in e.inputs.modalities else Inputs(), modalities=e.inputs.modalities
+    )
+    data = dataclasses.replace(e.data, name="ombria", config="")
+    return dataclasses.replace(_trained_like(e, ombria.ombria_s1().experiment), data=data, inputs=inputs)
 
 
 def _synthetic(e: Experiment) -> Experiment:
@@ -125,8 +187,9 @@ def _synthetic(e: Experiment) -> Experiment:
 
 
 def _trained_like(e: Experiment, like: Experiment) -> Experiment:
-    same = ("augment", "optimizer", "batch_size", "epochs")
-    return dataclasses.replace(e, steps=0, **{name: getattr(like, name) for name in same})
+    """As many steps, too: where a share of the tiles is labelled, an epoch is that much shorter."""
+    same = {name: getattr(like, name) for name in ("augment", "optimizer", "batch_size")}
+    return dataclasses.replace(e, steps=0, epochs=like.epochs / e.data.labelled, **same)
 
 
 def _cpu(config: Config) -> Config:
@@ -142,6 +205,8 @@ DATA: dict[str, Callable[[Experiment], Experiment]] = {
     "synthetic": _synthetic,
 }
 PRESETS: dict[str, Callable[[Config], Config]] = {"cpu": _cpu}
+# Metrics that every table shows on that data, after its own.
+METRICS: dict[str, tuple[str, ...]] = {"ombria": ("iou/flood", "ap/flood")}
 ABOUT: dict[str, str] = {
     "whu_opt_sar": "WHU-OPT-SAR, the papers' own data; the split by scene is ours",
     "ombria": "OMBRIA: floods, two dates, two classes",

@@ -111,7 +111,8 @@ def report_gradients(
     folders = ("best", "checkpoints") if checkpoint == "best" else ("checkpoints",)
     checkpoints, step = newest_whole(run, folders, say)
     taught = (run / "teacher").is_dir()
-    method, _, _ = make_method(config, dataset, teachers.describe(run / "teacher") if taught else None, run, 0)
+    known = teachers.describe(run / "teacher", config.experiment.precision) if taught else None
+    method, _, _ = make_method(config, dataset, known, run, 0)
     experiment = config.experiment
     optimizer = make_optimizer(experiment.optimizer)
     abstract = abstract_state(method, optimizer, experiment.seed, experiment.optimizer.ema > 0, mesh)

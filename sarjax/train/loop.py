@@ -58,7 +58,7 @@ def train(
     # ---------------------------------------------------------- method, input
     copied = workdir / "teacher"
     source = copied if copied.is_dir() else teacher
-    known = teachers.describe(source) if source else None
+    known = teachers.describe(source, experiment.precision) if source else None
     method, schedule, extended = make_method(config, dataset, known, workdir, extend_steps)
     batches = make_batches(method, dataset, config, mesh)
     optimizer = make_optimizer(experiment.optimizer)

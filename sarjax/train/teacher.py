@@ -3,6 +3,7 @@
 It is also how a run starts from another run's parameters (`--init-from`).
 """
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -68,9 +69,12 @@ def recorded_fingerprint(folder: Path) -> str:
     return json.loads((folder / "origin.json").read_text(encoding="utf-8"))["fingerprint"]
 
 
-def describe(folder: Path) -> Teacher:
-    """The teacher in `folder`, a run or the copy in `RUN/teacher`, without its weights."""
-    experiment = read_config(folder).experiment
+def describe(folder: Path, precision: str) -> Teacher:
+    """The teacher in `folder`, a run or the copy in `RUN/teacher`, without its weights.
+
+    precision: the compute dtype of its student, in which it is run too.
+    """
+    experiment = dataclasses.replace(read_config(folder).experiment, precision=precision)
     spec, statistics = read_data_description(folder)
     method = build_method(Context(experiment, spec, statistics, Schedule(1, 1, 1)), for_inference=True)
     return Teacher(method, experiment, spec, statistics)

@@ -52,7 +52,7 @@ def test_pulls_are_the_gradients_of_each_term(taught, data):
     config = toy.config(toy.Toy(taught=True))
     mesh = make_mesh(config.execution.mesh)
     frozen = teachers.load(run, mesh)
-    method, _, _ = loop.make_method(config, data, teachers.describe(run / "teacher"), run, 0)
+    method, _, _ = loop.make_method(config, data, teachers.describe(run / "teacher", "float32"), run, 0)
     batches = make_batches(method, data, config, mesh)
     batches.tables = host_tables(method, state.memory)
     batch = put_batch(mesh, batches[5])

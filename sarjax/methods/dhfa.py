@@ -1,0 +1,267 @@
+"""DHFA-Net (Gao et al., GRSL 2023): a student that sees SAR alone learns from a frozen teacher that saw optical images.
+
+The paper's abstract states a pretrained teacher, an identical student, feature distillation (HFDM) and supervision by
+it; layers, losses and weights are ours. Any network teaches any other: both are seen through `Prediction`, and levels
+of the same stride are compared.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sarjax.augment.geometry import geometry
+from sarjax.augment.inputs import dates_of, network_inputs
+from sarjax.augment.radiometry import radiometry
+from sarjax.config import Augment
+from sarjax.errors import UserError
+from sarjax.losses.distillation import channel_wise_distillation, feature_loss, logit_distillation
+from sarjax.losses.pixel import cross_entropy, dice_loss
+from sarjax.methods.record import Batch, Context, Method, Outputs, Rest, Teacher, Term, Tree, Variables
+from sarjax.methods.scene_clustering import blank, with_scene_clustering
+from sarjax.methods.supervised import class_weights, supervised, supervised_terms, trained
+from sarjax.models import build_network
+from sarjax.models.dhfa import Hallucination
+from sarjax.models.layers import conv, kaiming_fan_in
+from sarjax.models.resampling import adaptive_avg_pool, resize_bilinear
+from sarjax.models.segmenters import Prediction
+from sarjax.options import Distillation
+from sarjax.spec import IGNORE_LABEL, DatasetSpec, Stream
+
+NAME = "hfdm"  # of what is trained beside the student, in params and stats
+EMBEDDING = "embedding"
+PAIRS = "pairs"  # the stream of unlabelled rows
+ROLE = 0xD15711  # folded into keys
+
+Levels = dict[str, Float[Array, "b _ _ _"]]
+
+
+class Projections(nn.Module):
+    """The student's features as its teacher's: a projection per level, none where the channels are the teacher's.
+
+    channels: of the teacher, by level. reading: "hallucinate" projects every level by a `Hallucination`; else a 1x1
+    convolution projects those whose channels differ.
+    """
+
+    channels: dict[str, int]
+    reading: str
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, levels: Levels, train: bool) -> Levels:
+        out = {}
+        for name, x in levels.items():
+            if self.reading == "hallucinate":
+                x = Hallucination(self.channels[name], dtype=self.dtype, name=name)(x, train)
+            elif x.shape[-1] != self.channels[name]:
+                x = conv(self.channels[name], bias=True, init=kaiming_fan_in, dtype=self.dtype, name=name)(x)
+            out[name] = x
+        return out
+
+
+def dhfa(options: Distillation, context: Context) -> Method:
+    """The student's method; its heads are those of `supervised`, and need neither the teacher nor its sensors.
+
+    Objective: plain supervision on labelled pixels + options.features L_hfd + options.head L_sup + options.logits L_kd
+    + options.hard L_hard. Teacher and student see the same geometry; radiometry is the student's alone. The teacher
+    counts where all sensors and dates that it reads have data.
+
+    Raises:
+      UserError: options that contradict each other.
+    """
+    experiment, spec, statistics, teacher = context.experiment, context.spec, context.statistics, context.teacher
+    if options.pairs < 0 or options.temperature <= 0:
+        raise UserError(
+            f"method.pairs is {options.pairs} and method.temperature {options.temperature}: a whole number from 0 and "
+            "a number above 0 are accepted."
+        )
+    base = supervised(options, context)
+    network = build_network(experiment.network, spec.num_classes, jnp.dtype(experiment.precision))
+    weights = class_weights(options, spec, statistics)
+
+    def projections(taught: Levels) -> Projections:
+        return Projections({name: x.shape[-1] for name, x in taught.items()}, options.reading, network.dtype)
+
+    def init(key: jax.Array) -> Variables:
+        """Without a teacher, as for inference, there is nothing to project."""
+        # The student's own draws stay what they are without a teacher, so that runs of one seed can be compared.
+        variables = base.init(key)
+        if teacher is None:
+            return variables
+        rows = jax.eval_shape(lambda: blank(spec))
+        frozen = jax.eval_shape(teacher.method.init, key)
+        ours = jax.eval_shape(lambda v, r: base.forward(v.params, v.stats, r), variables, rows)
+        theirs = jax.eval_shape(lambda v, r: teacher.method.forward(v.params, v.stats, r), frozen, rows)
+        mine, taught = common(ours, theirs)
+        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), mine)
+        made = projections(taught).init(jax.random.fold_in(key, ROLE), empty, False)
+        params, stats = ({NAME: made[kind]} if kind in made else {} for kind in ("params", "batch_stats"))
+        return Variables({**variables.params, **params}, {**variables.stats, **stats}, variables.memory)
+
+    def project(params: Tree, stats: Tree, levels: Levels, taught: Levels) -> tuple[Levels, Tree]:
+        variables = {"params": params.get(NAME, {}), "batch_stats": stats.get(NAME, {})}
+        out, updates = projections(taught).apply(variables, levels, True, mutable=["batch_stats"])
+        return out, {NAME: updates["batch_stats"]} if NAME in stats else {}
+
+    def loss(params: Tree, rest: Rest, batch: Tree, key: jax.Array, step: jax.Array):
+        rows, seen = augmented(batch, key, experiment.augment, spec)
+        label = rows["label"]
+        image = network_inputs(seen, experiment.inputs, spec, statistics)
+        prediction, stats = trained(network, params, rest.stats, image)
+        terms, metrics = supervised_terms(options, experiment.network.NAME, prediction, label, weights)
+
+        frozen = rest.frozen
+        lesson = jax.lax.stop_gradient(teacher.method.forward(frozen.params, frozen.stats, rows))
+        answer, sure = jnp.argmax(lesson.logits, -1), jnp.max(jax.nn.softmax(lesson.logits), -1)
+        where = has_data(rows, teacher) & (sure >= options.confidence)
+        if options.right:
+            where &= (label == IGNORE_LABEL) | (label == answer)
+        metrics |= _metrics(prediction, answer, where, label)
+        where = where.astype(jnp.float32)
+
+        mine, taught = common(prediction, lesson)
+        projected, moved = project(params, rest.stats, mine, taught)
+        if options.features:
+            for name, x in projected.items():
+                size = x.shape[1:3]
+                target, cells = resize_bilinear(taught[name], size), adaptive_avg_pool(where[..., None], size)[..., 0]
+                pair = feature_loss(x, target, cells, kind=options.feature_loss)
+                terms[f"features_{name}"] = Term(*pair, options.features / len(projected))
+        if options.head:
+            scores = teacher.method.classify(frozen.params, frozen.stats, projected[EMBEDDING], label.shape[1:3])
+            known = jnp.where(where > 0, label, IGNORE_LABEL)
+            terms["head"] = Term(*cross_entropy(scores, known, class_weights=weights), options.head)
+        if options.logits:
+            distil = logit_distillation if options.logit_loss == "pixel" else channel_wise_distillation
+            pair = distil(prediction.logits, lesson.logits, where, temperature=options.temperature)
+            terms["logits"] = Term(*pair, options.logits)
+        if options.hard:
+            target = jnp.where((label == IGNORE_LABEL) & (where > 0), answer, IGNORE_LABEL)
+            terms["hard"] = Term(*cross_entropy(prediction.logits, target, class_weights=weights), options.hard)
+            if options.dice:
+                terms["hard_dice"] = Term(*dice_loss(prediction.logits, target), options.hard * options.dice)
+        return terms, Outputs({**stats, **moved}, rest.memory, metrics)
+
+    streams = dict(base.streams)
+    if options.pairs:
+        streams[PAIRS] = Stream("unlabelled", float(options.pairs))
+    lessons = teacher.experiment.inputs.modalities if teacher is not None else ()
+    method = base._replace(
+        init=init,
+        loss=loss,
+        streams=streams,
+        requires=tuple(dict.fromkeys((*base.requires, *(k for m in lessons for k in (m, f"{m}_valid"))))),
+        teacher=lambda teacher: fits(teacher, options, spec),
+    )
+    return with_scene_clustering(method, options.clustering, context)
+
+
+def augmented(batch: Tree, key: jax.Array, options: Augment, spec: DatasetSpec) -> tuple[Batch, Batch]:
+    """The rows of a batch as the teacher sees them, after geometry, and as the student does, after radiometry too.
+
+    Labelled rows are what `supervised` makes of them by the same key; each is followed by its unlabelled ones, so that
+    all of them stay on its device.
+    """
+    where, how = jax.random.split(key)
+    parts = []
+    for stream, role in (("labelled", None), (PAIRS, ROLE)):
+        if stream in batch:
+            one, two = (k if role is None else jax.random.fold_in(k, role) for k in (where, how))
+            cut = geometry(batch[stream], one, options)
+            parts.append((cut, radiometry(cut, two, options, spec)))
+    taught, seen = zip(*parts, strict=True)
+    return _interleaved(taught), _interleaved(seen)
+
+
+def _interleaved(parts: tuple[Batch, ...]) -> Batch:
+    """Row i of the first part, then the i-th run of rows of each other part."""
+    rows = len(parts[0]["row"])
+
+    def merged(*arrays: Array) -> Array:
+        runs = [x.reshape(rows, -1, *x.shape[1:]) for x in arrays]
+        joined = jnp.concatenate(runs, 1)
+        return joined.reshape(-1, *joined.shape[2:])
+
+    names = set(parts[0]).intersection(*parts[1:])
+    return {name: merged(*(part[name] for part in parts)) for name in sorted(names)}
+
+
+def has_data(rows: Batch, teacher: Teacher) -> Bool[Array, "b h w"]:
+    """Where every sensor that the teacher reads has data at every date that it reads."""
+    inputs = teacher.experiment.inputs
+    dates = jnp.asarray(dates_of(inputs, teacher.spec))
+    return functools.reduce(jnp.logical_and, [(rows[f"{m}_valid"][:, dates] > 0).all(1) for m in inputs.modalities])
+
+
+def _metrics(prediction: Prediction, answer: Array, where: Array, label: Array) -> dict[str, Term]:
+    """How often the teacher is right on labelled pixels, how often the student agrees with it, where it counts."""
+
+    def share(hit: Array, among: Array) -> Term:
+        return Term(jnp.sum(hit & among).astype(jnp.float32), jnp.sum(among).astype(jnp.float32))
+
+    known = label != IGNORE_LABEL
+    agrees = jnp.argmax(prediction.logits, -1) == answer
+    return {
+        "teacher_accuracy": share(answer == label, where & known),
+        "teacher_agreement": share(agrees, where),
+        "teacher_counts": share(where, jnp.ones_like(where)),
+    }
+
+
+def common(student: Prediction, teacher: Prediction) -> tuple[Levels, Levels]:
+    """What both have at the same stride, by name, and their embeddings.
+
+    UserError where they share no stride.
+    """
+    strides = [s for s in student.pyramid if s in teacher.pyramid]
+    if not strides:
+        raise UserError(
+            f"the student has features at strides {sorted(student.pyramid)} and its teacher at "
+            f"{sorted(teacher.pyramid)}: networks with a common stride are accepted."
+        )
+    names = [f"stride_{s}" for s in strides]
+    mine, theirs = (
+        dict(zip(names, (p.pyramid[s] for s in strides), strict=True)) | {EMBEDDING: p.embedding}
+        for p in (student, teacher)
+    )
+    return mine, theirs
+
+
+def fits(teacher: Teacher, options: Distillation, spec: DatasetSpec) -> None:
+    """UserError that names what of `teacher` does not fit the data of its student."""
+    theirs = teacher.spec
+    if theirs.class_names != spec.class_names:
+        raise UserError(
+            f"the teacher knows the classes {', '.join(theirs.class_names)}, data set {spec.name!r} has "
+            f"{', '.join(spec.class_names)}: a teacher of the same classes is accepted."
+        )
+    if theirs.dates != spec.dates:
+        raise UserError(
+            f"the teacher was trained on {theirs.dates} date(s), data set {spec.name!r} has {spec.dates}: a teacher of "
+            "as many is accepted."
+        )
+    for name in teacher.experiment.inputs.modalities:
+        if name not in spec.modality_names:
+            raise UserError(
+                f"the teacher reads {name!r}, which data set {spec.name!r} does not hold: "
+                f"{', '.join(spec.modality_names)}."
+            )
+        here, there = spec.modality(name), theirs.modality(name)
+        if (here.bands, here.dtype) != (there.bands, there.dtype):
+            described = [f"{', '.join(b.name for b in m.bands)} ({m.dtype})" for m in (there, here)]
+            raise UserError(
+                f"the teacher reads {name!r} as {described[0]}, data set {spec.name!r} holds {described[1]}: the same "
+                "bands in the same type are accepted."
+            )
+    if teacher.method.forward is None:
+        raise UserError(
+            f"method {teacher.experiment.method.NAME!r} shows no features to learn from; another teacher fits."
+        )
+    if options.head and teacher.method.classify is None:
+        raise UserError(
+            f"the teacher's network {teacher.experiment.network.NAME!r} has no single classifier that could read the "
+            "student's features; method.head 0 fits."
+        )
