@@ -258,20 +258,20 @@ def test_panels(trained, records, tmp_path):
     from sarjax.errors import UserError
     from sarjax.reports.run import draw_panels
 
-    paths = [draw_panels(trained, tmp_path / f"{n}.png", split="test", tiles=n) for n in (1, 99)]
+    paths = [draw_panels({"prediction": trained}, tmp_path / f"{n}.png", split="test", tiles=n) for n in (1, 99)]
     one, all_of_them = (np.asarray(Image.open(p).convert("RGB")) for p in paths)
     assert all_of_them.shape[0] > 1.5 * one.shape[0], "there are two test tiles"
     assert all_of_them.shape[1] == one.shape[1]
     for colour in open_dataset("ombria", data_dir=records).spec.palette:
         assert (one == colour).all(-1).any()
     with pytest.raises(UserError, match="did you mean 'test'"):
-        draw_panels(trained, tmp_path / "x.png", split="tset")
+        draw_panels({"prediction": trained}, tmp_path / "x.png", split="tset")
     other = shutil.copytree(trained, tmp_path / "other")
     d = json.loads((other / "config.json").read_text())
     d["experiment"]["data"]["fingerprint"] = "0" * 16
     (other / "config.json").write_text(json.dumps(d))
     with pytest.raises(UserError, match=r"is not what .*other was trained on"):
-        draw_panels(other, tmp_path / "x.png")
+        draw_panels({"prediction": other}, tmp_path / "x.png")
 
 
 def test_data_show_and_stats(records, tmp_path, capsys):

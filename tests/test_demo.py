@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sarjax import demo, raster, recipes
-from sarjax.config import Mesh
+from sarjax.config import Mesh, difference
 
 
 def test_majority():
@@ -18,20 +18,34 @@ def test_majority():
 
 @pytest.fixture
 def small():
-    """The demo's recipe for two steps of two rows on one device."""
-    config = recipes.find("synthetic_sar")
-    e = config.experiment
-    return dataclasses.replace(
-        config,
-        experiment=dataclasses.replace(
-            e,
-            network=dataclasses.replace(e.network, width=0.0625),
-            augment=dataclasses.replace(e.augment, crop=64),
-            batch_size=2,
-            steps=2,
-        ),
-        execution=dataclasses.replace(config.execution, mesh=Mesh(data=1), tensorboard=False),
-    )
+    """The demo's recipes for two steps of two rows on one device."""
+
+    def shrunk(config):
+        e = config.experiment
+        return dataclasses.replace(
+            config,
+            experiment=dataclasses.replace(
+                e,
+                data=dataclasses.replace(e.data, labelled=0.5),
+                network=dataclasses.replace(e.network, width=0.0625),
+                augment=dataclasses.replace(e.augment, crop=64),
+                batch_size=2,
+                steps=2,
+            ),
+            execution=dataclasses.replace(config.execution, mesh=Mesh(data=1), tensorboard=False),
+        )
+
+    return {job: shrunk(recipes.find(f"demo_{job}")) for job in demo.JOBS}
+
+
+def test_the_jobs_differ_in_what_they_see_and_who_teaches():
+    """Same labels, same steps, same network: a fair comparison."""
+    teacher, alone, student = (recipes.find(f"demo_{job}").experiment for job in demo.JOBS)
+    assert {line.split(".")[0].split(":")[0] for line in difference(alone, student)} == {"method"}
+    assert (alone.method.dice, alone.data, alone.steps) == (student.method.dice, student.data, student.steps)
+    assert {line.split(".")[0].split(":")[0] for line in difference(alone, teacher)} == {"inputs"}
+    assert student.inputs.modalities == ("sar",)
+    assert 0 < student.data.labelled < 1
 
 
 def test_demo(small, tmp_path, capsys):
@@ -40,25 +54,25 @@ def test_demo(small, tmp_path, capsys):
     def run():
         capsys.readouterr()
         said.clear()
-        demo.run(tmp_path / "demo", scenes=3, size=(512, 256), config=small, say=said.append)
+        demo.run(tmp_path / "demo", scenes=3, size=(512, 256), configs=small, say=said.append)
         return capsys.readouterr().out
 
     first = run()
-    rows = {line[:24].strip(): line[24:].split() for line in first.splitlines()[-2:]}
-    assert list(rows) == ["the most frequent class", "LANet on SAR"]
+    rows = {line[:34].strip(): line[34:].split() for line in first.splitlines()[-4:]}
+    assert list(rows) == list(demo.TITLES.values())
     for numbers in rows.values():
         assert len(numbers) == 3
         assert all(-1 <= float(n) <= 1 for n in numbers)
     assert float(rows["the most frequent class"][2]) == 0, "a constant answer has no kappa"
-    for name in ("panels.png", "tiles.png", "run/curves.png", "run/eval/test-best.png"):
+    for name in ("panels.png", "tiles.png", "student/curves.png", "alone/eval/test-best.png"):
         assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG"), name
     (map_of,) = (tmp_path / "demo" / "maps").glob("*.tif")
     labels = raster.read(map_of)
     assert labels.shape == (256, 512, 1)
     assert set(np.unique(labels)) <= {*range(7), 255}
     assert map_of.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    before = (tmp_path / "demo" / "run" / "metrics.jsonl").read_bytes()
+    before = (tmp_path / "demo" / "student" / "metrics.jsonl").read_bytes()
     assert run() == first
-    assert any("trained to its last step" in line for line in said)
+    assert sum("trained to its last step" in line for line in said) == 3
     assert any("is built already" in line for line in said)
-    assert (tmp_path / "demo" / "run" / "metrics.jsonl").read_bytes() == before
+    assert (tmp_path / "demo" / "student" / "metrics.jsonl").read_bytes() == before

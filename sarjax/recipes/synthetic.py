@@ -3,11 +3,11 @@
 import dataclasses
 
 from sarjax.config import Augment, Config, Data, Experiment, Inputs, Optimizer
-from sarjax.options import LANet, Supervised
+from sarjax.options import DHFA, Distillation, LANet, MethodOptions, Supervised
 
 
 def synthetic_sar() -> Config:
-    """A quarter-width LANet-R18 on synthetic SAR: the main job of `sarjax demo`.
+    """A quarter-width LANet-R18 on synthetic SAR.
 
     sarjax data synthesize --out scenes --scenes 6 --size 1024x1024 --seed 0
     sarjax data build whu_opt_sar --source scenes
@@ -36,4 +36,44 @@ def synthetic_optical() -> Config:
     return Config(experiment=dataclasses.replace(experiment, inputs=Inputs(modalities=("optical",))))
 
 
-RECIPES = (synthetic_sar, synthetic_optical)
+def demo_teacher() -> Config:
+    """First of the three jobs of `sarjax demo`: a teacher that sees optical images, on few labels.
+
+    sarjax data synthesize --out scenes --scenes 12 --size 1024x1024 --seed 0
+    sarjax data build whu_opt_sar --source scenes
+    sarjax train demo_teacher --workdir runs/teacher
+    """
+    return _demo(Inputs(modalities=("optical",)), Supervised(dice=0.5))
+
+
+def demo_alone() -> Config:
+    """Second job: a student from SAR alone, on the same few labels, without a teacher.
+
+    sarjax train demo_alone --workdir runs/alone
+    """
+    return _demo(Inputs(modalities=("sar",), local_mean=7), Supervised(dice=0.5))
+
+
+def demo_student() -> Config:
+    """Third job: the same student, same labels, as many steps, taught by `demo_teacher` on all pairs of images.
+
+    sarjax train demo_student --teacher runs/teacher --workdir runs/student
+    """
+    return _demo(Inputs(modalities=("sar",), local_mean=7), Distillation(dice=0.5, pairs=1))
+
+
+def _demo(inputs: Inputs, method: MethodOptions) -> Config:
+    experiment = synthetic_sar().experiment
+    return Config(
+        experiment=dataclasses.replace(
+            experiment,
+            data=Data("whu_opt_sar", labelled=1 / 8),
+            inputs=inputs,
+            network=DHFA(width=0.25),
+            method=method,
+            steps=300,
+        )
+    )
+
+
+RECIPES = (synthetic_sar, synthetic_optical, demo_teacher, demo_alone, demo_student)

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,8 +149,11 @@ def draw_curves(run: Path) -> Path | None:
     return run / "curves.png"
 
 
-def draw_panels(run: Path, out: Path, *, split: str = "val", tiles: int = 4, data_dir: str = "") -> Path:
-    """A PNG of `tiles` evenly spaced tiles of `split`: SAR, optical, truth, prediction. UserError for other data."""
+def draw_panels(runs: Mapping[str, Path], out: Path, *, split: str = "val", tiles: int = 4, data_dir: str = "") -> Path:
+    """A PNG of `tiles` evenly spaced tiles of `split`: each sensor, truth, and what every run predicts.
+
+    runs: by the title of their column; of the same data. UserError for other data.
+    """
     import jax
     import numpy as np
 
@@ -161,16 +164,20 @@ def draw_panels(run: Path, out: Path, *, split: str = "val", tiles: int = 4, dat
     from sarjax.train.run import restore_run
 
     mesh = make_mesh(Mesh())
-    restored = restore_run(run, mesh)
-    dataset = data_of(run, restored.config, split, data_dir)
-    rows = dataset.split(split)
-    chosen = [rows[int(i)] for i in np.linspace(0, len(rows) - 1, min(tiles, len(rows))).round()]
-    _, head = restored.head()
-    predict = jax.jit(
-        lambda p, s, b: jax.numpy.argmax(head.predict(p, s, b), -1).astype("uint8"), out_shardings=replicated(mesh)
-    )
-    predictions = []
-    for batch in evaluation_batches(chosen, row_shards(mesh)):
-        predictions.extend(np.asarray(predict(restored.params, restored.stats, put_batch(mesh, batch))))
-    panels(out, chosen, {"prediction": predictions[: len(chosen)]}, dataset.spec)
+    predictions: dict[str, list[Any]] = {}
+    for title, run in runs.items():
+        restored = restore_run(run, mesh)
+        dataset = data_of(run, restored.config, split, data_dir)
+        rows = dataset.split(split)
+        chosen = [rows[int(i)] for i in np.linspace(0, len(rows) - 1, min(tiles, len(rows))).round()]
+        _, head = restored.head()
+        predict = jax.jit(
+            lambda p, s, b, head=head: jax.numpy.argmax(head.predict(p, s, b), -1).astype("uint8"),
+            out_shardings=replicated(mesh),
+        )
+        found: list[Any] = []
+        for batch in evaluation_batches(chosen, row_shards(mesh)):
+            found.extend(np.asarray(predict(restored.params, restored.stats, put_batch(mesh, batch))))
+        predictions[title] = found[: len(chosen)]
+    panels(out, chosen, predictions, dataset.spec)
     return out
