@@ -27,7 +27,10 @@ def train_verb(args: Sequence[str]) -> None:
 
     if not args or args[0].startswith("-"):
         if "-h" in args or "--help" in args:
-            print("usage: sarjax train RECIPE --workdir RUN [--preset NAME] [any dotted field]\n")
+            print(
+                "usage: sarjax train RECIPE --workdir RUN [--preset NAME] [--network NAME] [--method NAME] "
+                "[any dotted field]\n"
+            )
             print("RECIPE may also be a run's config.json: its values are then the defaults of a run of the same data.")
             print("`sarjax train RECIPE --help` lists the fields; the recipes are:\n")
             recipes_verb([])
@@ -42,6 +45,8 @@ def train_verb(args: Sequence[str]) -> None:
         preset = rest[at + 1]
         del rest[at : at + 2]
     default = _default(name, preset)
+    for part in ("network", "method"):
+        default, rest = _exchanged(default, part, rest)
     experiment_type, execution_type = type(default.experiment), type(default.execution)
 
     def train(
@@ -82,6 +87,30 @@ def train_verb(args: Sequence[str]) -> None:
     tyro.cli(
         tyro.conf.configure(tyro.conf.AvoidSubcommands)(train), prog=f"sarjax train {name}", description=doc, args=rest
     )
+
+
+def _exchanged(default: Any, part: str, args: list[str]) -> tuple[Any, list[str]]:
+    """`default` with the network or method that `--network NAME` or `--method NAME` names, and the other arguments.
+
+    What both have, such as encoder and width, stays as it is; the rest is as that network has it by default.
+    """
+    import dataclasses
+
+    from sarjax.errors import unknown
+    from sarjax.options import MethodOptions, NetworkOptions
+
+    if f"--{part}" not in args:
+        return default, args
+    at = args.index(f"--{part}")
+    old = getattr(default.experiment, part)
+    known = {"network": NetworkOptions, "method": MethodOptions}[part].registry()
+    if at + 1 == len(args) or args[at + 1] not in known:
+        raise unknown(part, args[at + 1] if at + 1 < len(args) else "", known)
+    kind = known[args[at + 1]]
+    kept = {f.name for f in dataclasses.fields(old)} & {f.name for f in dataclasses.fields(kind)}
+    new = kind(**{name: getattr(old, name) for name in kept})
+    experiment = dataclasses.replace(default.experiment, **{part: new})
+    return dataclasses.replace(default, experiment=experiment), args[:at] + args[at + 2 :]
 
 
 def _default(name: str, preset: str) -> Any:
