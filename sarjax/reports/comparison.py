@@ -5,6 +5,7 @@
 
 import hashlib
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -14,12 +15,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from sarjax.errors import unknown
-from sarjax.evaluate.bootstrap import paired_bootstrap
+from sarjax.evaluate import bootstrap
 from sarjax.evaluate.evaluator import Evaluation
 from sarjax.evaluate.metrics import Metrics, metrics
 from sarjax.recipes.tables import Table
 from sarjax.spec import DatasetSpec
 
+RESAMPLING: dict[str, Any] = {"resamples": 2000, "percentiles": (2.5, 97.5), "seed": 0}
 Intervals = MutableMapping[str, list[float | None]]
 
 
@@ -68,7 +70,7 @@ def compare(table: Table, results: Results, spec: DatasetSpec, same_data: bool, 
     minus_baseline: of the seeds that both rows have, {"value", "low", "high", "seeds"}: a paired bootstrap over tiles.
 
     results: by row and seed; rows without any are left out. same_data: whether the paper's figures are of this data.
-    known: intervals that were computed before, by what they are of; new ones are added.
+    known: intervals (low, high) that were computed before, by what they are of and how; new ones are added.
     """
     rows: dict[str, Any] = {}
     for row in table.rows:
@@ -108,8 +110,9 @@ def _cell(
     seeds = [seed for seed in values if seed in theirs]
     if row != table.baseline and seeds and mean is not None:
         pairs = [results[row][s] for s in seeds], [theirs[s] for s in seeds]
-        value, low, high = _interval(pairs, name, metric, known)
-        cell["minus_baseline"] = {"value": value, "low": low, "high": high, "seeds": seeds}
+        ours, baseline = (statistics.fmean(metric(r.evaluation.confusion) for r in side) for side in pairs)
+        low, high = _interval(pairs, name, metric, known)
+        cell["minus_baseline"] = {"value": _plain(ours - baseline), "low": low, "high": high, "seeds": seeds}
     return cell
 
 
@@ -117,14 +120,16 @@ def _interval(
     pairs: tuple[list[Result], list[Result]], name: str, metric: Callable[..., float], known: Intervals
 ) -> list[float | None]:
     """The bootstrap of two rows' runs, seed by seed; looked up where it was computed before: it takes seconds."""
-    of = "|".join([name, *("+".join(r.digest for r in side) for side in pairs)])
+    how = json.dumps([bootstrap.VERSION, RESAMPLING])
+    of = "|".join([how, name, *("+".join(r.digest for r in side) for side in pairs)])
     key = hashlib.sha256(of.encode()).hexdigest()[:24]
     if key not in known:
         if any(math.isnan(metric(r.evaluation.confusion)) for side in pairs for r in side):
-            known[key] = [None, None, None]
+            known[key] = [None, None]
         else:
             a, b = ([r.evaluation.per_tile for r in side] for side in pairs)
-            known[key] = [_plain(v) for v in paired_bootstrap(a, b, metric)]
+            _, low, high = bootstrap.paired_bootstrap(a, b, metric, **RESAMPLING)
+            known[key] = [_plain(low), _plain(high)]
     return list(known[key])
 
 
@@ -180,12 +185,13 @@ def _lines(d: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield "- all rows run as their recipes say"
     yield ""
+    low, high = RESAMPLING["percentiles"]
     yield (
-        "Mean ± sample standard deviation over seeds. In brackets: 95 % of 2,000 resamples of tiles, the same tiles "
-        "for the row and the baseline, each row's metric being the mean over the seeds that both have: what other "
-        "tiles would have given, not what other seeds would. The checkpoint is the best on val by mIoU, so val figures "
-        f"are a little too good. Only {_listed(d['tested'])} may be looked at on test; every look is in the run's "
-        "manifest."
+        f"Mean ± sample standard deviation over seeds. In brackets: {high - low:g} % of {RESAMPLING['resamples']:,} "
+        "resamples of tiles, the same tiles for the row and the baseline, each row's metric being the mean over the "
+        "seeds that both have: what other tiles would have given, not what other seeds would. The checkpoint is the "
+        f"best on val by mIoU, so val figures are a little too good. Only {_listed(d['tested'])} may be looked at on "
+        "test; every look is in the run's manifest."
     )
     for failure, text in d["failures"].items():
         yield ""
