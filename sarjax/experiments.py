@@ -29,7 +29,17 @@ from sarjax.files import write_atomically
 from sarjax.machine import visible_cores
 from sarjax.recipes.tables import ABOUT, METRICS, TABLES, Row, Table, all_rows, on
 from sarjax.reports.comparison import markdown
-from sarjax.reports.rows import collect, compared, read_object, read_record, read_result, vouch, write_record
+from sarjax.reports.rows import (
+    as_its_row,
+    best_checkpoint,
+    collect,
+    compared,
+    read_object,
+    read_record,
+    read_result,
+    vouch,
+    write_record,
+)
 from sarjax.reports.run import evaluate_run
 from sarjax.train import teacher as teachers
 from sarjax.train.loop import make_method, train
@@ -145,8 +155,9 @@ def make_plan(
 def host_devices(plan: Plan) -> int:
     """CPU devices for all runs: as many as runs that are there have, else one per core that batches can be cut over."""
     for manifest in sorted(plan.folder.glob("*/manifest.json")):
-        if fixed := read_manifest(manifest.parent).get("host_devices", 0):
-            return fixed
+        with contextlib.suppress(UserError):  # a damaged one is named when its run's turn comes
+            if fixed := read_manifest(manifest.parent).get("host_devices", 0):
+                return fixed
     experiments = [config.experiment for config in plan.known_configs().values()]
     rows = math.gcd(*(max(1, e.batch_size // max(1, e.accumulate)) for e in experiments)) or 1
     return next(n for n in range(min(visible_cores(), rows), 0, -1) if rows % n == 0)
@@ -169,14 +180,12 @@ def reproduce(plan: Plan, *, say: Say = print) -> Outcome:
     jobs = [(row, seed) for seed in range(plan.seeds) for row in plan.chosen]
     stopped = False
     try:
-        with _terminate_raises() as listen:
+        with _terminate_raises():
             for number, (row, seed) in enumerate(jobs, 1):
-                listen()  # a training that failed may have left its own handler
                 run = plan.run(row.name, seed)
                 say(f"[{number}/{len(jobs)}] {run.name}")
                 try:
                     _finish(plan, row, seed, datasets, failures, say)
-                    listen()
                     for split in ("val", "test") if plan.test and row.test else ("val",):
                         _ensure_evaluated(run, split, plan.data_dir, say)
                 except (UserError, jax.errors.JaxRuntimeError) as e:  # the latter: out of memory, most of all
@@ -221,16 +230,21 @@ def _finish(
     failures: Mapping[str, str],
     say: Say,
 ) -> None:
-    """Trains a run to its last step, from where it is. UserError as `train`; _Stopped where a signal ended it."""
+    """Trains a run to its last step, from where it is.
+
+    UserError as `train`, and for a run that is not as its row says; _Stopped where a signal ended it.
+    """
     run, config = plan.run(row.name, seed), plan.config(row, seed)
     dataset = datasets[_key(config)]
-    teacher = plan.run(row.teacher, seed) if row.teacher else None
+    teacher, copied = plan.run(row.teacher, seed) if row.teacher else None, run / "teacher"
     if teacher is not None and teacher.name in failures:
-        raise UserError(f"its teacher {teacher.name} failed, and without it there is nothing to learn from.")
+        if not copied.is_dir():
+            raise UserError(f"its teacher {teacher.name} failed, and without it there is nothing to learn from.")
+        teacher = None  # the copy teaches
     resolved = resolve(run, config, dataset)
-    copied = run / "teacher"
-    precision = resolved.experiment.precision
-    known = teachers.describe(copied if copied.is_dir() else teacher, precision) if teacher else None
+    as_its_row(read_manifest(run))
+    source = copied if copied.is_dir() else teacher
+    known = teachers.describe(source, resolved.experiment.precision) if source else None
     schedule = make_method(resolved, dataset, known, run, 0)[1]
     record = read_record(run)
     if _last_step(run) < schedule.steps:
@@ -244,10 +258,12 @@ def _finish(
                 write_record(run, record)
         if int(state.step) < schedule.steps:
             raise _Stopped
-    if record.get("step") != schedule.steps:
+    if record.get("step") != schedule.steps or "best" not in record:
         checkpoints, step = newest_whole(run, ("checkpoints",), say)
         leaves = jax.tree.leaves(checkpoints.stored(step)["params"])
-        write_record(run, record | {"step": step, "parameters": sum(math.prod(leaf.shape) for leaf in leaves)})
+        facts = {"step": step, "parameters": sum(math.prod(leaf.shape) for leaf in leaves)}
+        best = checkpoints.position(step)["best"]
+        write_record(run, record | facts | {"best": best and best["step"]})
 
 
 def _with_cadence(config: Config, steps: int, steps_per_epoch: float) -> Config:
@@ -272,13 +288,23 @@ def _last_step(run: Path) -> int:
 
 
 def _ensure_evaluated(run: Path, split: str, data_dir: str, say: Say) -> None:
-    """Evaluates the best checkpoint, unless the results that are there are its own."""
+    """Evaluates the best checkpoint of a finished run, unless the results that are there are its own.
+
+    UserError where what the run says was best on val is not there, or not whole.
+    """
+    checkpoint = best_checkpoint(run, read_record(run))
+    if read_result(run, split, checkpoint) is not None:
+        return
     checkpoints, step = newest_whole(run, ("best", "checkpoints"), say)
-    checkpoint = f"{checkpoints.directory.name}/{step}"
-    if read_result(run, split, checkpoint) is None:
-        say(f"{run.name}: {checkpoint} on {split}")
-        evaluate_run(run, split=split, data_dir=data_dir, say=say)
-        vouch(run, split, checkpoint)
+    found = f"{checkpoints.directory.name}/{step}"
+    if found != checkpoint:
+        raise UserError(
+            f"{run / checkpoint}, its best on val, is not there or not whole ({found} is); with {run} removed it is "
+            "trained again."
+        )
+    say(f"{run.name}: {checkpoint} on {split}")
+    evaluate_run(run, split=split, data_dir=data_dir, say=say)
+    vouch(run, split, checkpoint)
 
 
 def write_table(plan: Plan, datasets: Mapping[tuple[str, str], Dataset], failures: Mapping[str, str]) -> dict[str, Any]:
@@ -333,20 +359,17 @@ class _Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def _terminate_raises() -> Iterator[Callable[[], None]]:
-    """SIGTERM raises `_Stopped`, between runs: during one the training loop listens itself. Yields what starts that."""
+def _terminate_raises() -> Iterator[None]:
+    """SIGTERM raises `_Stopped`, between runs: during one the training loop listens itself, and hands it on if late."""
 
     def stop(*_: Any) -> None:
         raise _Stopped
 
-    def listen() -> None:
-        with contextlib.suppress(ValueError):  # outside the main thread nobody can send it a signal
-            signal.signal(signal.SIGTERM, stop)
-
     before = signal.getsignal(signal.SIGTERM)
     try:
-        listen()
-        yield listen
+        with contextlib.suppress(ValueError):  # outside the main thread nobody can send it a signal
+            signal.signal(signal.SIGTERM, stop)
+        yield
     finally:
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, before)

@@ -24,6 +24,7 @@ from sarjax.options import FCN
 from sarjax.recipes.tables import TABLES, Row, Table
 from sarjax.reports import comparison, rows
 from sarjax.reports.comparison import markdown
+from sarjax.train import loop
 
 TWO = (
     Table(
@@ -165,7 +166,14 @@ def test_aggregates_what_the_runs_say(done):
     assert "2 test" in found
     assert any("batch_size" in line for line in outcome.document["setting"])
     text = (folder / "table.md").read_text()
-    for part in ("own split of elsewhere: other data", "A note.", "Minus `plain`", "printed plain < dice", "±"):
+    for part in (
+        "own split of elsewhere: other data",
+        "A note.",
+        "Minus `plain`",
+        "printed plain < dice",
+        "±",
+        "95 % of 2,000 resamples",
+    ):
         assert part in text, part
 
 
@@ -181,7 +189,7 @@ def test_skips_what_is_done(done, records, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiments, "train", None)
         patch.setattr(experiments, "evaluate_run", None)
-        patch.setattr(comparison, "paired_bootstrap", None)
+        patch.setattr(comparison.bootstrap, "paired_bootstrap", None)
         outcome = reproduce(plan, say=lambda line: None)
         assert outcome.failures == {}
         assert times() == before
@@ -246,21 +254,169 @@ def test_goes_on_where_a_signal_stopped_it(done, records, tmp_path):
     assert cells[0] == cells[1]
 
 
+@pytest.mark.parametrize("when", ["last evaluation", "closing", "failing", "failed", "evaluating"])
+def test_no_signal_is_lost(records, tmp_path, monkeypatch, when):
+    """Wherever SIGTERM comes, the run is finished or noted as it is, and the next one is not begun."""
+
+    def strike(*_):
+        monkeypatch.undo()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def then(function):
+        return lambda *args, **kwargs: (strike(), function(*args, **kwargs))[1]
+
+    def fail(*_):
+        if when == "failing":
+            strike()
+        raise UserError("no memory.")
+
+    said = []
+
+    def say(line):
+        said.append(line)
+        if (when == "failed" and "failed: no memory" in line) or (when == "evaluating" and "best/2 on val" in line):
+            strike()
+
+    if when == "last evaluation":
+        monkeypatch.setattr(loop, "run_evaluation", then(loop.run_evaluation))
+    elif when == "closing":
+        monkeypatch.setattr(loop.Checkpoints, "close", then(loop.Checkpoints.close))
+    elif when.startswith("fail"):
+        monkeypatch.setattr(loop, "summary", fail)
+    before = signal.getsignal(signal.SIGTERM)
+    outcome = reproduce(small("two", tmp_path, rows=["dice"], seeds=2, data_dir=records), say=say)
+    assert outcome.stopped
+    assert started(said) == ["dice-0"]
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert experiments._last_step(tmp_path / "ombria" / "dice-0") == (0 if when.startswith("fail") else 2)
+    again = []
+    outcome = reproduce(small("two", tmp_path, rows=["dice"], seeds=1, data_dir=records), say=again.append)
+    assert (outcome.stopped, outcome.failures) == (False, {})
+    assert any("starting" in line for line in again) == when.startswith("fail"), "what was finished is"
+
+
+def test_evaluated_equally_often_on_any_data(records, tmp_path, monkeypatch):
+    def longer(config):
+        config = shrunk(config)
+        return dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, steps=9, batch_size=4))
+
+    monkeypatch.setattr(experiments, "EVALUATIONS", 2)
+    plan = dataclasses.replace(small("two", tmp_path, rows=["dice"], seeds=1, data_dir=records), adapt=longer)
+    assert reproduce(plan, say=lambda line: None).failures == {}
+    lines = (tmp_path / "ombria" / "dice-0" / "metrics.jsonl").read_text().splitlines()
+    assert [row["step"] for row in map(json.loads, lines) if "val/miou" in row] == [5, 9]
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def write(text):
+    return lambda path: path.write_text(text)
+
+
+def put(**values):
+    return lambda path: edit(path, lambda content: content.update(values))
+
+
+@pytest.mark.parametrize(
+    ("file", "harm", "sentence"),
+    [
+        ("config.json", write('{"recipe": "om'), "config.json is no configuration"),
+        ("config.json", write("[]"), "config.json is no configuration"),
+        ("config.json", lambda path: path.unlink(), "holds no run"),
+        ("spec.json", write("{"), "spec.json or stats.json of .* cannot be read"),
+        ("stats.json", write("{}"), "spec.json or stats.json of .* cannot be read"),
+        ("manifest.json", write("{}"), "manifest.json names no start"),
+        ("manifest.json", put(starts=None), "manifest.json names no start"),
+        ("manifest.json", put(starts=[]), "manifest.json names no start"),
+        ("manifest.json", write("{"), "manifest.json is damaged"),
+        ("manifest.json", put(extended_to=9), "it was extended to step 9"),
+        ("manifest.json", put(init_from="elsewhere"), "it started from elsewhere"),
+        (
+            "config.json",
+            lambda path: edit(path, lambda c: c["experiment"]["data"].update(fingerprint="other")),
+            "another experiment than is asked for .data.fingerprint: 'other' -> ",
+        ),
+        ("reproduce.json", put(best=1), "its results on val are of best/2, but best/1 is its best"),
+        ("reproduce.json", put(best=None), "its results on val are of best/2, but checkpoints/2 is its best"),
+        ("reproduce.json", lambda path: edit(path, lambda c: c.pop("best")), "names no best checkpoint"),
+    ],
+)
+def test_a_run_that_does_not_belong_is_left_out(done, records, tmp_path, file, harm, sentence):
+    """With a sentence, and the others stay in the table."""
+    shutil.copytree(done[0], tmp_path / "ombria", ignore=shutil.ignore_patterns("checkpoints", "best", "events"))
+    plan = small("two", tmp_path, seeds=2, data_dir=records)
+    harm(tmp_path / "ombria" / "dice-1" / file)
+    document = experiments.write_table(plan, experiments._open_all(plan), {})
+    (line,) = document["left_out"]
+    assert re.match(f"dice-1: .*{sentence}", line)
+    assert {name: row["seeds"] for name, row in document["rows"].items()} == {"dice": [0], "plain": [0, 1]}
+    assert document["tables"][0]["splits"]["val"]["rows"]["dice"]["miou"]["n"] == 1
+    assert f"Left out: {line}" in (tmp_path / "ombria" / "table.md").read_text()
+
+
+def test_a_run_that_went_its_own_way_is_not_trained(done, records, tmp_path):
+    shutil.copytree(done[0], tmp_path / "ombria")
+    run = tmp_path / "ombria" / "dice-0"
+    put(extended_to=4)(run / "manifest.json")
+    before = (run / "metrics.jsonl").read_bytes()
+    outcome = reproduce(small("two", tmp_path, rows=["dice"], seeds=1, data_dir=records), say=lambda line: None)
+    assert outcome.failures == {"dice-0": "it was extended to step 4; a run of the row's own length is accepted."}
+    assert (run / "metrics.jsonl").read_bytes() == before
+    assert outcome.document["rows"]["dice"]["seeds"] == [1]
+
+
+@pytest.mark.parametrize("harm", ["older", "damaged"])
+def test_only_the_best_is_evaluated_as_best(done, records, tmp_path, harm):
+    """A run whose best is not what its last checkpoint says was best, not yet evaluated."""
+    shutil.copytree(done[0], tmp_path / "ombria", ignore=shutil.ignore_patterns("eval"))
+    run = tmp_path / "ombria" / "dice-0"
+    (run / "reproduce.json").unlink()
+    if harm == "older":
+        (run / "best" / "2").rename(run / "best" / "1")
+        (run / "best" / "2.digests.json").rename(run / "best" / "1.digests.json")
+    else:
+        next(p for p in (run / "best" / "2").rglob("*") if p.is_file() and p.stat().st_size).write_bytes(b"")
+    plan = small("two", tmp_path, rows=["dice"], seeds=1, data_dir=records)
+    outcome = reproduce(plan, say=lambda line: None)
+    assert set(outcome.failures) == {"dice-0"}
+    assert "best/2, its best on val, is not there or not whole" in outcome.failures["dice-0"]
+    assert not (run / "eval").exists()
+    assert outcome.document["tables"][0]["splits"] == {}
+
+
+def test_devices_are_those_of_the_runs_that_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "visible_cores", lambda: 2)
+    plan = small("two", tmp_path)
+    assert experiments.host_devices(plan) == 2
+    for name, text in (("dice-0", "{"), ("dice-1", "{}"), ("plain-0", '{"host_devices": 5}')):
+        (tmp_path / "ombria" / name).mkdir(parents=True)
+        (tmp_path / "ombria" / name / "manifest.json").write_text(text)
+    assert experiments.host_devices(plan) == 5
+
+
 def test_teachers_first_and_failures_aside(records, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(experiments, "make_plan", small)
-    make = ["reproduce", "taught", "--data", "ombria", "--seeds", "1", "--data-dir", records, "--workdir", tmp_path]
+    make = ["reproduce", "taught", "--data", "ombria", "--seeds", "2", "--data-dir", records, "--workdir", tmp_path]
     with pytest.raises(SystemExit) as e:
         cli.main([*map(str, make), "--json"])
     assert e.value.code == 2
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert document == strict(tmp_path / "ombria" / "table.json")
-    assert started(err.splitlines()) == ["teacher-0", "student-0", "missing-0", "orphan-0"]
-    assert set(document["failures"]) == {"missing-0", "orphan-0"}
+    jobs = [f"{name}-{seed}" for seed in range(2) for name in ("teacher", "student", "missing", "orphan")]
+    assert started(err.splitlines()) == jobs
+    assert set(document["failures"]) == {"missing-0", "orphan-0", "missing-1", "orphan-1"}
     assert "unknown recipe 'toy_to_come'" in document["failures"]["missing-0"]
     assert "its teacher missing-0 failed" in document["failures"]["orphan-0"]
-    assert err.splitlines()[-1].startswith("sarjax: 2 of 4 runs failed (missing-0, orphan-0)")
-    assert (tmp_path / "ombria" / "student-0" / "teacher" / "weights.safetensors").is_file()
+    assert err.splitlines()[-1].startswith("sarjax: 4 of 8 runs failed (missing-0, orphan-0, missing-1, orphan-1)")
+    for seed in range(2):
+        copied = tmp_path / "ombria" / f"student-{seed}" / "teacher"
+        assert (copied / "weights.safetensors").is_file()
+        assert strict(copied / "origin.json")["run"] == str(tmp_path / "ombria" / f"teacher-{seed}")
     assert document["rows"]["student"]["teacher"] == "teacher"
     assert set(document["tables"][0]["splits"]["val"]["rows"]) == {"teacher", "student"}
     assert "**missing-0 failed**: unknown recipe" in (tmp_path / "ombria" / "table.md").read_text()
@@ -268,8 +424,15 @@ def test_teachers_first_and_failures_aside(records, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(experiments, "train", None)
     cli.main([*map(str, make), "--rows", "student"])
     out, err = capsys.readouterr()
-    assert started(err.splitlines()) == ["teacher-0", "student-0"]
+    assert started(err.splitlines()) == ["teacher-0", "student-0", "teacher-1", "student-1"]
     assert out == (tmp_path / "ombria" / "table.md").read_text()
+    # A student that has its copy needs its teacher's run no more.
+    shutil.rmtree(tmp_path / "ombria" / "student-0" / "eval")
+    (tmp_path / "ombria" / "teacher-0" / "config.json").write_text("{")
+    outcome = reproduce(small("taught", tmp_path, rows=["student"], seeds=1, data_dir=records), say=lambda line: None)
+    assert set(outcome.failures) == {"teacher-0"}
+    assert outcome.document["rows"]["student"]["seeds"] == [0, 1]
+    assert (tmp_path / "ombria" / "student-0" / "eval" / "val-best.json").is_file()
 
 
 def test_what_is_wrong_is_one_sentence(tmp_path, capsys):

@@ -12,7 +12,7 @@ import toy
 from sarjax import config, experiments, recipes
 from sarjax.config import Data, Inputs
 from sarjax.errors import UserError
-from sarjax.evaluate.bootstrap import Difference
+from sarjax.evaluate.bootstrap import Difference, paired_bootstrap
 from sarjax.evaluate.evaluator import Evaluation
 from sarjax.experiments import make_plan
 from sarjax.options import LANet
@@ -28,6 +28,11 @@ SPEC = dataclasses.replace(toy.SPEC, classes=(ClassSpec("a", (0, 0, 0)), ClassSp
 def result(*tiles):
     per_tile = {i: np.array([[a, b], [c, d]], np.int64) for i, (a, b, c, d) in enumerate(tiles)}
     return Result(Evaluation(np.sum(list(per_tile.values()), 0), per_tile), repr(tiles))
+
+
+def accuracy(result):
+    confusion = result.evaluation.confusion
+    return np.trace(confusion) / confusion.sum()
 
 
 def table(names, metrics=("pixel_accuracy",), **paper):
@@ -67,15 +72,47 @@ def test_mean_spread_and_delta_by_hand():
         compare(table(("none",), ("mIoU",)), results, SPEC, True, {})
 
 
+def test_intervals_are_of_how_they_were_made(monkeypatch):
+    """The value is always the results' own; another way to resample makes other intervals."""
+    runs = {"none": {0: result((6, 4, 0, 0), (1, 9, 0, 0))}, "full": {0: result((9, 1, 0, 0), (5, 5, 0, 0))}}
+
+    def found(known):
+        cell = compare(table(("none", "full")), runs, SPEC, True, known)["rows"]["full"]["pixel_accuracy"]
+        return cell["minus_baseline"]
+
+    many = np.random.default_rng(0).integers(0, 9, (2, 40, 4))
+    wide = {row: {0: result(*map(tuple, tiles))} for row, tiles in zip(runs, many, strict=True)}
+    cell = compare(table(("none", "full")), wide, SPEC, True, {})["rows"]["full"]["pixel_accuracy"]["minus_baseline"]
+    ours, theirs = ([wide[row][0].evaluation.per_tile] for row in ("full", "none"))
+    expected = paired_bootstrap(ours, theirs, lambda m: np.trace(m) / m.sum())
+    assert [cell[k] for k in ("value", "low", "high")] == pytest.approx(list(expected)), "95 % by 2,000 resamples"
+
+    known = {}
+    first = found(known)
+    known = {key: [-1.0, 1.0] for key in known}
+    second = found(known)
+    assert first["value"] == second["value"] == pytest.approx(0.35)
+    assert (second["low"], second["high"]) == (-1.0, 1.0), "looked up"
+    monkeypatch.setitem(comparison.RESAMPLING, "percentiles", (40.0, 60.0))
+    third = found(known)
+    assert first["low"] <= third["low"] <= third["high"] <= first["high"]
+    monkeypatch.setitem(comparison.RESAMPLING, "resamples", 3)
+    found(known)
+    monkeypatch.setattr(comparison.bootstrap, "VERSION", -1)
+    found(known)
+    assert len(known) == 4
+
+
 def test_the_bootstrap_gets_pairs(monkeypatch):
     """Seeds that both rows have, in one order on both sides; each side {tile: matrix} by run."""
     calls = []
 
-    def bootstrap(a, b, metric):
+    def bootstrap(a, b, metric, **how):
         calls.append((a, b, metric(np.array([[3, 1], [0, 0]]))))
+        assert how == comparison.RESAMPLING
         return Difference(0.5, -0.25, float("nan"))
 
-    monkeypatch.setattr(comparison, "paired_bootstrap", bootstrap)
+    monkeypatch.setattr(comparison.bootstrap, "paired_bootstrap", bootstrap)
     runs = {row: {s: result((s, k, 0, 1), (1, 2, 3, 4 + s)) for s in seeds} for row, seeds, k in
             (("none", (2, 0, 1), 1), ("full", (1, 2, 5), 2))}  # fmt: skip
     known = {}
@@ -88,8 +125,9 @@ def test_the_bootstrap_gets_pairs(monkeypatch):
         assert [run is runs[row][seed].evaluation.per_tile for run, seed in zip(side, (1, 2), strict=True)] == [
             True
         ] * 2
+    ours, theirs = ([accuracy(runs[row][seed]) for seed in (1, 2)] for row in ("full", "none"))
     assert found["rows"]["full"]["pixel_accuracy"]["minus_baseline"] == {
-        "value": 0.5,
+        "value": pytest.approx(statistics.fmean(ours) - statistics.fmean(theirs)),
         "low": -0.25,
         "high": None,
         "seeds": [1, 2],

@@ -216,7 +216,7 @@ def report(
             term of the objective pulls at the parameters that several of them move, and in which direction.
         split: clusters: whose tiles.
         tiles: clusters: how many tiles of each to draw.
-        batches: gradients: of how many training batches before the checkpoint.
+        batches: gradients: of how many training batches, those that come after the checkpoint.
         checkpoint: the best on val (where none was kept, the last, and a line says so), or the last; clusters are
             of the best where nothing is said, gradients of the last.
         data_dir: where built records are ("" = as the run was trained, else $SARJAX_DATA_DIR or ~/sarjax_data).

@@ -206,7 +206,7 @@ DATA: dict[str, Callable[[Experiment], Experiment]] = {
 }
 PRESETS: dict[str, Callable[[Config], Config]] = {"cpu": _cpu}
 # Metrics that every table shows on that data, after its own.
-METRICS: dict[str, tuple[str, ...]] = {"ombria": ("iou/flood", "ap/flood")}
+METRICS: dict[str, tuple[str, ...]] = {"ombria": ("iou/flood", "tile_mean_iou/flood", "ap/flood")}
 ABOUT: dict[str, str] = {
     "whu_opt_sar": "WHU-OPT-SAR, the papers' own data; the split by scene is ours",
     "ombria": "OMBRIA: floods, two dates, two classes",

@@ -5,18 +5,20 @@
 
 import hashlib
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from sarjax.errors import unknown
-from sarjax.evaluate.bootstrap import paired_bootstrap
+from sarjax.evaluate import bootstrap
 from sarjax.evaluate.evaluator import Evaluation
 from sarjax.evaluate.metrics import Metrics
 from sarjax.recipes.tables import Table
 from sarjax.spec import DatasetSpec
 
+RESAMPLING: dict[str, Any] = {"resamples": 2000, "percentiles": (2.5, 97.5), "seed": 0}
 Intervals = MutableMapping[str, list[float | None]]
 
 
@@ -41,28 +43,35 @@ _SCALARS: dict[str, Callable[[Metrics], float]] = {
 }
 
 
-def metric_of(name: str, spec: DatasetSpec) -> Callable[[Evaluation], float]:
-    """The function of an evaluation that `Evaluation.scalars` calls `name`: one of pooled pixels.
+POOLED, UNPOOLED = ("iou", "f1"), ("ap", "tile_mean_iou", "tile_mean_f1")  # of a class: "iou/water"
 
-    "iou/<class>", "f1/<class>" and "ap/<class>" are nan where `spec` has no such class. UserError for another name.
+
+def metric_of(name: str, spec: DatasetSpec) -> Callable[[Evaluation], float]:
+    """The function of an evaluation that `Evaluation.scalars` calls `name`.
+
+    Those of a class ("iou/<class>", "f1/", "ap/", "tile_mean_iou/", "tile_mean_f1/") are nan where `spec` has no such
+    class. UserError for another name.
     """
     kind, _, of = name.partition("/")
-    if of and kind in ("iou", "f1", "ap"):
+    if of and kind in (*POOLED, *UNPOOLED):
         if of not in spec.class_names:
             return lambda evaluation: math.nan
         index = spec.class_names.index(of)
         if kind == "ap":
             return lambda evaluation: float(evaluation.average_precision()[index])
+        if kind in UNPOOLED:
+            return lambda evaluation: float(getattr(evaluation.tile_mean(), kind.removeprefix("tile_mean_"))[index])
         return lambda evaluation: float(getattr(evaluation.metrics(spec), kind)[index])
     if name == "map":
         return lambda evaluation: evaluation.mean_average_precision(spec)
     if name not in _SCALARS:
-        raise unknown("metric", name, [*_SCALARS, "map", "iou/<class>", "f1/<class>", "ap/<class>"])
+        raise unknown("metric", name, [*_SCALARS, "map", *(f"{kind}/<class>" for kind in (*POOLED, *UNPOOLED))])
     return lambda evaluation: _SCALARS[name](evaluation.metrics(spec))
 
 
-def _of_scores(name: str) -> bool:
-    return name == "map" or name.startswith("ap/")
+def has_interval(name: str) -> bool:
+    """Whether a metric is a function of the pooled confusion matrix, which is what the bootstrap resamples."""
+    return name != "map" and name.partition("/")[0] not in UNPOOLED
 
 
 def compare(table: Table, results: Results, spec: DatasetSpec, same_data: bool, known: Intervals) -> dict[str, Any]:
@@ -71,10 +80,10 @@ def compare(table: Table, results: Results, spec: DatasetSpec, same_data: bool, 
     {"rows": {row: {metric: {"values": {seed: v}, "mean", "sd", "n", "paper", "delta", "minus_baseline"}}}, "orders"}.
     sd: sample standard deviation over seeds, from two on. delta: mean - paper, on the paper's own data only.
     minus_baseline: of the seeds that both rows have, {"value", "low", "high", "seeds"}: a paired bootstrap over tiles;
-    average precision is not counted by tile, so it has no interval.
+    average precision and means over tiles have no interval.
 
     results: by row and seed; rows without any are left out. same_data: whether the paper's figures are of this data.
-    known: intervals that were computed before, by what they are of; new ones are added.
+    known: intervals (low, high) that were computed before, by what they are of and how; new ones are added.
     """
     rows: dict[str, Any] = {}
     for row in table.rows:
@@ -114,8 +123,9 @@ def _cell(
     seeds = [seed for seed in values if seed in theirs]
     if row != table.baseline and seeds and mean is not None:
         pairs = [results[row][s] for s in seeds], [theirs[s] for s in seeds]
-        value, low, high = _interval(pairs, name, metric, known)
-        cell["minus_baseline"] = {"value": value, "low": low, "high": high, "seeds": seeds}
+        ours, baseline = (statistics.fmean(metric(r.evaluation) for r in side) for side in pairs)
+        low, high = _interval(pairs, name, metric, known)
+        cell["minus_baseline"] = {"value": _plain(ours - baseline), "low": low, "high": high, "seeds": seeds}
     return cell
 
 
@@ -123,18 +133,16 @@ def _interval(
     pairs: tuple[list[Result], list[Result]], name: str, metric: Callable[[Evaluation], float], known: Intervals
 ) -> list[float | None]:
     """The bootstrap of two rows' runs, seed by seed; looked up where it was computed before: it takes seconds."""
-    of = "|".join([name, *("+".join(r.digest for r in side) for side in pairs)])
+    how = json.dumps([bootstrap.VERSION, RESAMPLING])
+    of = "|".join([how, name, *("+".join(r.digest for r in side) for side in pairs)])
     key = hashlib.sha256(of.encode()).hexdigest()[:24]
     if key not in known:
-        ours, theirs = ([metric(r.evaluation) for r in side] for side in pairs)
-        if any(map(math.isnan, (*ours, *theirs))):
-            known[key] = [None, None, None]
-        elif _of_scores(name):
-            known[key] = [statistics.fmean(ours) - statistics.fmean(theirs), None, None]
+        if not has_interval(name) or any(math.isnan(metric(r.evaluation)) for side in pairs for r in side):
+            known[key] = [None, None]
         else:
             a, b = ([r.evaluation.per_tile for r in side] for side in pairs)
-            found = paired_bootstrap(a, b, lambda confusion: metric(Evaluation(confusion, {})))
-            known[key] = [_plain(v) for v in found]
+            _, low, high = bootstrap.paired_bootstrap(a, b, lambda c: metric(Evaluation(c, {})), **RESAMPLING)
+            known[key] = [_plain(low), _plain(high)]
     return list(known[key])
 
 
@@ -190,12 +198,14 @@ def _lines(d: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield "- all rows run as their recipes say"
     yield ""
+    low, high = RESAMPLING["percentiles"]
     yield (
-        "Mean ± sample standard deviation over seeds. In brackets: 95 % of 2,000 resamples of tiles, the same tiles "
-        "for the row and the baseline, each row's metric being the mean over the seeds that both have: what other "
-        "tiles would have given, not what other seeds would; average precision (ap, map) has none. The checkpoint is "
-        f"the best on val by mIoU, so val figures are a little too good. Only {_listed(d['tested'])} may be looked at "
-        "on test; every look is in the run's manifest."
+        f"Mean ± sample standard deviation over seeds. In brackets: {high - low:g} % of {RESAMPLING['resamples']:,} "
+        "resamples of tiles, the same tiles for the row and the baseline, each row's metric being the mean over the "
+        "seeds that both have: what other tiles would have given, not what other seeds would; average precision (ap, "
+        "map) and means over tiles have none. The checkpoint is the best on val by mIoU, so val figures are a little "
+        "too good. Only "
+        f"{_listed(d['tested'])} may be looked at on test; every look is in the run's manifest."
     )
     for failure, text in d["failures"].items():
         yield ""

@@ -99,8 +99,9 @@ def report_gradients(
     data_dir: str = "",
     say: Callable[[str], None] = print,
 ) -> tuple[list[Pull], Path]:
-    """Writes RUN/reports/gradients-<checkpoint>.json, of the training batches before a checkpoint; returns the pulls.
+    """Writes RUN/reports/gradients-<checkpoint>.json, of the training batches after a checkpoint; returns the pulls.
 
+    They are those that the next steps would take, also beyond the run's last, with the partners of the checkpoint.
     UserError for data other than the run's own.
     """
     if batches < 1:
@@ -127,7 +128,7 @@ def report_gradients(
         return products(method, params, rest, batch, jax.random.fold_in(key, at), at)
 
     facts, found = [], []
-    for at in range(max(0, step - batches), step):
+    for at in range(step, step + batches):
         batch = put_batch(mesh, stream[at])
         one, two = jax.device_get(compute(state.params, rest, batch, jnp.int32(at)))
         facts.append(one)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from sarjax import config as configs
 from sarjax.config import Config
+from sarjax.errors import UserError
 from sarjax.files import file_digest, write_atomically
 from sarjax.recipes.tables import Table
 from sarjax.reports.comparison import Result, Results, compare
@@ -25,7 +26,8 @@ SPLITS = ("val", "test")
 class Collected(NamedTuple):
     """Of finished runs: results by split, facts by row; the records and machines that they ran on, a line each.
 
-    left_out: a sentence for each run of another experiment. spec: of the data (None = there are no runs).
+    left_out: a sentence for each run that is damaged or of another experiment. spec: of the data (None = there are no
+    runs).
     """
 
     results: Mapping[str, Results]
@@ -48,21 +50,23 @@ def collect(folder: Path, expected: Mapping[str, Config], baseline: str) -> Coll
     records, machines, spec = {}, {}, None
     for name, config in expected.items():
         runs: dict[str, dict[str, Any]] = {}
-        for seed, run in _finished(folder, name, config, left_out):
-            spec = read_data_description(run)[0]
-            records[_records(run)] = machines[_machine(run)] = None
-            manifest = read_manifest(run)
-            runs[str(seed)] = read_record(run) | {"looks_at_test": len(manifest.get("test_looks", []))}
-            for split in SPLITS:
-                result = read_result(run, split)
-                if result:
-                    results[split].setdefault(name, {})[seed] = result
+        for seed, run in _finished(folder, name):
+            try:
+                found = _read(run, seed, config)
+            except UserError as e:
+                left_out.append(f"{run.name}: {e}")
+                continue
+            spec = found.spec
+            records[found.records] = machines[found.machine] = None
+            runs[str(seed)] = found.facts
+            for split, result in found.results.items():
+                results[split].setdefault(name, {})[seed] = result
         seconds = [r["seconds"] for r in runs.values() if "seconds" in r]
         rows[name] = {
             "recipe": config.recipe,
             "differs": differs(expected[baseline], config) if baseline in expected else [],
             "seeds": [int(seed) for seed in runs],
-            "parameters": next((r["parameters"] for r in runs.values()), None),
+            "parameters": next((r.get("parameters") for r in runs.values()), None),
             "seconds": sum(seconds) / len(seconds) if seconds else None,
             "runs": runs,
         }
@@ -96,40 +100,85 @@ def compared(table: Table, collected: Collected, same_data: bool, known: dict[st
     }
 
 
-def _finished(folder: Path, name: str, expected: Config, left_out: list[str]) -> list[tuple[int, Path]]:
-    """(seed, run) of a row's finished runs; those of another experiment are told to `left_out`."""
+def _finished(folder: Path, name: str) -> list[tuple[int, Path]]:
+    """(seed, run) of a row's finished runs."""
     found = []
     for run in folder.glob(f"{name}-*"):
         seed = re.fullmatch(re.escape(name) + r"-(\d+)", run.name)
-        if not seed or "step" not in read_record(run):
-            continue
-        here, wanted = read_config(run).experiment, expected.experiment
-        fingerprint = wanted.data.fingerprint or here.data.fingerprint
-        data = dataclasses.replace(wanted.data, fingerprint=fingerprint)
-        changed = configs.difference(here, dataclasses.replace(wanted, data=data, seed=int(seed[1])))
-        if changed:
-            left_out.append(f"{run.name} is of another experiment than is asked for ({'; '.join(changed)}).")
-        else:
+        if seed and "step" in read_record(run):
             found.append((int(seed[1]), run))
     return sorted(found)
 
 
-def _records(run: Path) -> str:
-    data, tiles = read_config(run).experiment.data, read_data_description(run)[1].tiles
-    counted = ", ".join(f"{n} {split}" for split, n in tiles.items())
-    return f"{data.name}{f' ({data.config})' if data.config else ''}, fingerprint {data.fingerprint}, tiles: {counted}"
+class _Run(NamedTuple):
+    """What `collect` takes of a run: results by split, facts, its records and machine in words, the data's spec."""
+
+    results: dict[str, Result]
+    facts: dict[str, Any]
+    records: str
+    machine: str
+    spec: DatasetSpec
 
 
-def _machine(run: Path) -> str:
-    start = read_manifest(run)["starts"][0]
-    versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
-    return f"{start['devices']} x {start['device']}, Python {start['python']}, {versions}"
+def _read(run: Path, seed: int, wanted: Config) -> _Run:
+    """A finished run; UserError where it is damaged, or is not what the row says that it is."""
+    here, record, manifest = read_config(run).experiment, read_record(run), read_manifest(run)
+    fingerprint = wanted.experiment.data.fingerprint or here.data.fingerprint
+    data = dataclasses.replace(wanted.experiment.data, fingerprint=fingerprint)
+    changed = configs.difference(here, dataclasses.replace(wanted.experiment, data=data, seed=seed))
+    if changed:
+        raise UserError(f"it is of another experiment than is asked for ({'; '.join(changed)}).")
+    as_its_row(manifest)
+    best, results = best_checkpoint(run, record), {}
+    for split in SPLITS:
+        of = record.get("evaluated", {}).get(split, {}).get("checkpoint", best)
+        if of != best:
+            raise UserError(f"its results on {split} are of {of}, but {best} is its best.")
+        result = read_result(run, split)
+        if result:
+            results[split] = result
+    spec, statistics = read_data_description(run)
+    tiles = ", ".join(f"{n} {split}" for split, n in statistics.tiles.items())
+    built = f"{here.data.name}{f' ({here.data.config})' if here.data.config else ''}"
+    return _Run(
+        results,
+        record | {"looks_at_test": len(manifest.get("test_looks", []))},
+        f"{built}, fingerprint {here.data.fingerprint}, tiles: {tiles}",
+        _machine(run, manifest),
+        spec,
+    )
+
+
+def as_its_row(manifest: Mapping[str, Any]) -> None:
+    """UserError for a run that is longer than its row, or starts elsewhere; its configuration does not say so."""
+    if "extended_to" in manifest:
+        steps = manifest["extended_to"]
+        raise UserError(f"it was extended to step {steps}; a run of the row's own length is accepted.")
+    if "init_from" in manifest:
+        raise UserError(f"it started from {manifest['init_from']}; a run that starts as its row says is accepted.")
+
+
+def _machine(run: Path, manifest: Mapping[str, Any]) -> str:
+    try:
+        start = manifest["starts"][0]
+        versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
+        return f"{start['devices']} x {start['device']}, Python {start['python']}, {versions}"
+    except (KeyError, IndexError, TypeError) as e:
+        raise UserError(f"{run / 'manifest.json'} names no start; the file that the run wrote is accepted.") from e
+
+
+def best_checkpoint(run: Path, record: Mapping[str, Any]) -> str:
+    """The checkpoint of a finished run that a table is about: its best on val, or its last where none is kept."""
+    if "best" not in record:
+        raise UserError(f"{run / 'reproduce.json'} names no best checkpoint; `sarjax reproduce` of its row notes it.")
+    return f"checkpoints/{record['step']}" if record["best"] is None else f"best/{record['best']}"
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """RUN/reproduce.json: {"seconds" of training, "step" and "parameters" once finished, "evaluated": by split}.
+    """RUN/reproduce.json: {"seconds" of training, once finished "step", "parameters", "best"; "evaluated" by split}.
 
-    A start that was killed (not by SIGTERM) leaves no seconds.
+    best: the step that was best on val (None = none is kept). A start that was killed (not by SIGTERM) leaves no
+    seconds.
     """
     return read_object(run / "reproduce.json")
 

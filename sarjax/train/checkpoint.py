@@ -108,6 +108,10 @@ class Checkpoints:
             ) from e
         return items["state"], items["position"]
 
+    def position(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state of a step, unverified."""
+        return self._manager.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
+
     def stored(self, step: int) -> Any:
         """Shapes and dtypes of the saved state as plain nested dicts and lists, read from the files."""
         tree = self._manager.item_metadata(step).state.tree

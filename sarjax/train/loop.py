@@ -1,7 +1,6 @@
 """Training, read from top to bottom: data, run directory, devices, method, state, step, loop."""
 
 import contextlib
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from sarjax.train.optimizer import learning_rate, make_optimizer
 from sarjax.train.run import claim, environment, extended_to, make_schedule, record_start, resolve
 from sarjax.train.state import TrainState, abstract_state, born_sharded, keys
 from sarjax.train.step import make_step
+from sarjax.train.stop import StopFlag
 
 
 def train(
@@ -42,7 +42,8 @@ def train(
 
     teacher: run that teaches this one. init_from: run whose parameters a new run starts from. extend_steps: the
     one allowed change of an existing run. dataset: instead of the one that the configuration names.
-    SIGTERM saves a checkpoint and returns early; the same call goes on from there.
+    SIGTERM saves a checkpoint and returns early; the same call goes on from there. One that comes too late for that
+    goes, once the run is finished, to the handler that was there before.
     """
     # ------------------------------------------------------------------ data
     configs.validate(config)
@@ -99,38 +100,44 @@ def train(
         return state
     if best is not None:
         best.forget_after(start)  # of steps that this run has yet to take
-    stop = StopFlag(checkpoints)
-    record_start(workdir, environment(mesh), dataset.fingerprint, start, say)
+        say_lost_best(position, best, say)
+    record_start(workdir, environment(mesh), dataset.fingerprint, start, init_from, say)
 
-    # ------------------------------------------------------------------- step
-    step_key = keys(experiment.seed)["step"]
-    step = make_step(method, optimizer, rate, key=step_key, accumulate=experiment.accumulate, ema=ema)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    example = abstract_batch(mesh, batches[start], jax.process_count())
-    lowered = jitted.lower(abstract, frozen, example)
-    began = time.monotonic()
-    compiled = lowered.compile()
-    for line in summary(state, compiled, config, schedule, method, len(batches.tiles), mesh):
-        say(line)
-    say(f"compiled in {time.monotonic() - began:.1f} s; " + (f"resuming at step {start}" if start else "starting"))
-    head = next(iter(method.heads.values()))
-    count = jax.jit(make_count_step(head.predict, dataset.spec.num_classes), out_shardings=replicated(mesh))
+    with StopFlag(checkpoints) as stop, contextlib.ExitStack() as at_end:
+        for manager in managers:
+            at_end.callback(manager.close)
 
-    # ------------------------------------------------------------------- loop
-    per_epoch = max(1, round(schedule.steps_per_epoch))
-    evaluate_every = execution.evaluate_every or per_epoch
-    checkpoint_every = execution.checkpoint_every or per_epoch
-    leader = jax.process_index() == 0
-    terminal = Terminal(start, schedule.steps, experiment.batch_size, silent=not leader)
-    loggers: list[Any] = [terminal]
-    if leader:
-        loggers.append(MetricsFile(workdir / "metrics.jsonl", start))
-        if execution.tensorboard:
-            loggers.append(TensorBoard(workdir / "events", start))
-    feed = batches.iterate(start, schedule.steps, execution.prefetch)
-    previous: Any = {}
-    try:
+        # ------------------------------------------------------------------- step
+        step_key = keys(experiment.seed)["step"]
+        step = make_step(method, optimizer, rate, key=step_key, accumulate=experiment.accumulate, ema=ema)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        example = abstract_batch(mesh, batches[start], jax.process_count())
+        lowered = jitted.lower(abstract, frozen, example)
+        began = time.monotonic()
+        compiled = lowered.compile()
+        for line in summary(state, compiled, config, schedule, method, len(batches.tiles), mesh):
+            say(line)
+        say(f"compiled in {time.monotonic() - began:.1f} s; " + (f"resuming at step {start}" if start else "starting"))
+        head = next(iter(method.heads.values()))
+        count = jax.jit(make_count_step(head.predict, dataset.spec.num_classes), out_shardings=replicated(mesh))
+
+        # ------------------------------------------------------------------- loop
+        per_epoch = max(1, round(schedule.steps_per_epoch))
+        evaluate_every = execution.evaluate_every or per_epoch
+        checkpoint_every = execution.checkpoint_every or per_epoch
+        leader = jax.process_index() == 0
+        terminal = Terminal(start, schedule.steps, experiment.batch_size, silent=not leader)
+        loggers: list[Any] = [terminal]
+        if leader:
+            loggers.append(MetricsFile(workdir / "metrics.jsonl", start))
+            if execution.tensorboard:
+                loggers.append(TensorBoard(workdir / "events", start))
+        for logger in loggers:
+            at_end.callback(logger.close)
+        feed = batches.iterate(start, schedule.steps, execution.prefetch)
+        at_end.callback(lambda: feed.close())  # the one that is there then
+        previous: Any = {}
         for s in range(start, schedule.steps):
             state, metrics = compiled(state, frozen, put_batch(mesh, next(feed)))
             done, last = s + 1, s + 1 == schedule.steps
@@ -161,20 +168,16 @@ def train(
 
             stopping = stop.requested(done)
             if last or stopping or done % checkpoint_every == 0:
+                if best is not None:
+                    best.wait()  # what a checkpoint says was best is whole before it is
                 checkpoints.save(done, state, position)
             for manager in managers:
                 manager.poll()
             if stopping and not last:
                 terminal.say(f"stopped by signal after step {done}; the same command goes on from there")
+                stop.obeyed = True
                 break
         check_finite(previous, done, execution.max_bad_steps, checkpoints)
-    finally:
-        feed.close()
-        for manager in managers:
-            manager.close()
-        for logger in loggers:
-            logger.close()
-        stop.restore()
     return state
 
 
@@ -199,6 +202,16 @@ def keeps_best(config: Config, dataset: Dataset) -> bool:
     return config.execution.keep_best and "val" in dataset.statistics.tiles
 
 
+def say_lost_best(position: Mapping[str, Any], best: Checkpoints, say: Callable[[str], None]) -> None:
+    """Says so where what a resumed run takes for its best on val is not there any more."""
+    known = position["best"]
+    if known is not None and known["step"] not in best.steps():
+        say(
+            f"{best.directory.name}/{known['step']}, the best on val so far (mIoU {known['miou']:.4f}), is not there "
+            "any more: only a better one takes its place."
+        )
+
+
 def with_imported_weights(state: TrainState, experiment: configs.Experiment) -> TrainState:
     """The encoder's weights read from `network.weights`, where it names a file."""
     if not experiment.network.weights:
@@ -208,30 +221,6 @@ def with_imported_weights(state: TrainState, experiment: configs.Experiment) -> 
     new = jax.tree.map(lambda value, like: place(value, like.sharding), new, old)
     ema = None if state.ema is None else jax.tree.map(lambda p: p.copy(), new["params"])
     return state.replace(params=new["params"], stats=new["batch_stats"], ema=ema)
-
-
-class StopFlag:
-    """SIGTERM as a question that the loop asks after each step, agreed on by all processes.
-
-    With several processes jax's own notifier listens, and a handler of ours would take the signal from it.
-    """
-
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints, self._seen, self._old = checkpoints, False, None
-        if jax.process_count() > 1:
-            return
-        with contextlib.suppress(ValueError):  # outside the main thread nobody can send it a signal
-            self._old = signal.signal(signal.SIGTERM, self._note)
-
-    def _note(self, *_: Any) -> None:
-        self._seen = True
-
-    def requested(self, step: int) -> bool:
-        return self._seen if jax.process_count() == 1 else self._checkpoints.reached_preemption(step)
-
-    def restore(self) -> None:
-        if self._old is not None:
-            signal.signal(signal.SIGTERM, self._old)
 
 
 def check_finite(metrics: Mapping[str, jax.Array], step: int, limit: int, checkpoints: Checkpoints) -> None:

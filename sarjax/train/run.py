@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +31,9 @@ from sarjax.train.checkpoint import Checkpoints
 from sarjax.train.mesh import infer_sharding
 
 PACKAGES = ("sarjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# What `claim` writes, in this order.
+CLAIMED = ("spec.json", "stats.json", "manifest.json", "config.json")
+_HALF_WRITTEN = re.compile(rf"\.({'|'.join(map(re.escape, CLAIMED))})\.\d+\.tmp")  # by `write_atomically`
 
 
 def make_schedule(experiment: Experiment, first: Stream, tiles: int) -> Schedule:
@@ -43,8 +47,9 @@ def make_schedule(experiment: Experiment, first: Stream, tiles: int) -> Schedule
 def resolve(workdir: Path, config: Config, dataset: Dataset) -> Config:
     """The configuration that the run in `workdir` goes by; writes nothing.
 
-    A new or empty directory takes `config`; one of the same experiment is continued; UserError, with the difference,
-    for one of another experiment, and for a configuration that was read from a run on other records.
+    A new or empty directory takes `config`, and so does one where a start died in `claim`; one of the same experiment
+    is continued; UserError, with the difference, for one of another experiment, and for a configuration that was read
+    from a run on other records.
     """
     seen, found = config.experiment.data.fingerprint, dataset.fingerprint
     if seen and seen != found:
@@ -61,7 +66,7 @@ def resolve(workdir: Path, config: Config, dataset: Dataset) -> Config:
                 f"{workdir} holds another experiment ({'; '.join(changed)}); another --workdir, or the same values, "
                 "would be accepted."
             )
-    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    elif workdir.exists() and not (workdir.is_dir() and _unclaimed(workdir)):
         raise UserError(f"{workdir} is not empty and holds no run; an empty or new directory would be accepted.")
     return config
 
@@ -79,6 +84,13 @@ def extended_to(workdir: Path, asked: int, steps: int) -> int:
     return asked
 
 
+def _unclaimed(workdir: Path) -> bool:
+    """Whether a directory is empty, or holds only what a start that died in `claim` leaves."""
+    names = {path.name for path in workdir.iterdir()}
+    whole = [name for name in CLAIMED[:-1] if name in names]
+    return whole == list(CLAIMED[: len(whole)]) and all(map(_HALF_WRITTEN.fullmatch, names - set(whole)))
+
+
 def claim(workdir: Path, config: Config, dataset: Dataset, extended: int = 0) -> None:
     """Writes what the run is into its directory, by process 0 while the others wait; UserError where that fails."""
     sync("resolved")  # nobody asks any more whether there is a run
@@ -87,6 +99,9 @@ def claim(workdir: Path, config: Config, dataset: Dataset, extended: int = 0) ->
             workdir.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise UserError(f"cannot write to {workdir}: {e.strerror}; a writable --workdir would be accepted.") from e
+        if not (workdir / "config.json").exists() and _unclaimed(workdir):
+            for path in workdir.iterdir():  # left by a start that died here: of no run
+                path.unlink()
         write_atomically(workdir / "spec.json", dataset.spec.to_json())
         write_atomically(workdir / "stats.json", dataset.statistics.to_json())
         manifest = read_manifest(workdir)
@@ -123,8 +138,18 @@ def environment(mesh: jax.sharding.Mesh) -> dict[str, Any]:
     }
 
 
-def record_start(workdir: Path, env: dict[str, Any], fingerprint: str, step: int, say: Callable[[str], None]) -> None:
-    """Adds a start to the manifest; says why a resumed run will not be bit-identical, where it will not."""
+def record_start(
+    workdir: Path,
+    env: dict[str, Any],
+    fingerprint: str,
+    step: int,
+    init_from: Path | None,
+    say: Callable[[str], None],
+) -> None:
+    """Adds a start to the manifest; says why a resumed run will not be bit-identical, where it will not.
+
+    init_from: run whose parameters the first state has, where this start made one.
+    """
     if jax.process_index():
         return
     manifest = read_manifest(workdir)
@@ -134,6 +159,10 @@ def record_start(workdir: Path, env: dict[str, Any], fingerprint: str, step: int
         if changed:
             say(f"not bit-identical to an uninterrupted run: {'; '.join(changed)}.")
     starts.append({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": sys.argv, "step": step, **env})
+    if not step:  # a run that was killed before its first checkpoint begins anew
+        manifest.pop("init_from", None)
+        if init_from is not None:
+            manifest["init_from"] = str(init_from)
     manifest.setdefault("data_fingerprint", fingerprint)
     if env["platform"] == "cpu":
         manifest.setdefault("host_devices", env["devices"])

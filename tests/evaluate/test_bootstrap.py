@@ -37,6 +37,19 @@ def test_pairs_share_their_tiles():
     assert noise.low < 0 < noise.high
 
 
+def test_95_percent_lie_between():
+    """Tiles of one class whose accuracies are Gaussian: the mean of n of them lies within 1.96 sd / sqrt(n)."""
+    right = np.round(np.clip(np.random.default_rng(1).normal(0.5, 0.1, 400), 0, 1) * 10_000)
+    a = {i: np.array([[h, 10_000 - h], [0, 0]], np.int64) for i, h in enumerate(right)}
+    b = {i: np.array([[0, 10_000], [0, 0]], np.int64) for i in range(400)}
+    found = paired_bootstrap([a], [b], lambda m: m[0, 0] / m.sum())
+    half = 1.96 * np.std(right / 10_000) / np.sqrt(400)
+    assert found.high - found.value == pytest.approx(half, rel=0.08)
+    assert found.value - found.low == pytest.approx(half, rel=0.08)
+    narrow = paired_bootstrap([a], [b], lambda m: m[0, 0] / m.sum(), percentiles=(25, 75))
+    assert narrow.high - narrow.low == pytest.approx(2 * 0.6745 / 1.96 * half, rel=0.08)
+
+
 def test_seeds_are_averaged_and_order_is_free():
     a = [run([0.9, 0.5]), run([0.7, 0.3])]
     b = [dict(reversed(run([0.6, 0.4]).items()))]

@@ -3,6 +3,7 @@
 run_toy.py WORKDIR STEPS PAUSE DEVICES [PROCESS PROCESSES PORT]
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -20,6 +21,7 @@ if len(sys.argv) > 5:
 
 import toy  # noqa: E402
 
+import sarjax  # noqa: E402
 from sarjax.options import Clustering, SceneClustering  # noqa: E402
 from sarjax.train import loop  # noqa: E402
 
@@ -35,6 +37,12 @@ class Slow(loop.Terminal):
 loop.Terminal = Slow
 methods = {"toy": toy.Toy(), "scene_clustering": SceneClustering(clustering=Clustering(warmup=1))}
 method = methods[os.environ.get("METHOD", "toy")]
+config = toy.config(method, steps=steps)
+execution = dataclasses.replace(config.execution, prefetch=int(os.environ.get("PREFETCH", "1")))
+print(f"sarjax is {sarjax.__file__}", file=sys.stderr)
 loop.train(
-    toy.config(method, steps=steps), workdir, dataset=toy.dataset(), say=lambda text: print(text, file=sys.stderr)
+    dataclasses.replace(config, execution=execution),
+    workdir,
+    dataset=toy.dataset(),
+    say=lambda text: print(text, file=sys.stderr),
 )

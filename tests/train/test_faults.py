@@ -15,14 +15,18 @@ import pytest
 
 from sarjax.train.checkpoint import Checkpoints
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
 STEPS = 14
 
 
-def start(workdir, pause=0.0, devices=2, member=(), method="toy"):
+def start(workdir, pause=0.0, devices=2, member=(), method="toy", prefetch=1):
+    """The sarjax of this checkout, and what else the environment names."""
+    paths = [str(ROOT), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {
         "METHOD": method,
-        "PYTHONPATH": str(HERE.parent),
+        "PREFETCH": str(prefetch),
+        "PYTHONPATH": os.pathsep.join(paths),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -66,6 +70,7 @@ def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
     code, err = finish(start(workdir))
     assert code == 0, err
+    assert f"sarjax is {ROOT / 'sarjax' / '__init__.py'}" in err
     return workdir
 
 
@@ -96,13 +101,16 @@ def test_killed_and_resumed_is_bit_identical(undisturbed, tmp_path):
 
 
 def test_neighbours_of_scene_clustering_survive_a_kill(tmp_path):
-    """In mid-epoch, with a table in memory: the partners that follow are those of an undisturbed run."""
+    """In mid-epoch, with a table in memory: the partners that follow are those of an undisturbed run.
+
+    Neither is how far ahead it reads of any importance.
+    """
     whole, workdir = tmp_path / "whole", tmp_path / "killed"
-    code, err = finish(start(whole, method="scene_clustering"))
+    code, err = finish(start(whole, method="scene_clustering", prefetch=4))
     assert code == 0, err
     table = np.asarray(final(whole)["memory"]["neighbours"])
     assert (table[:12] >= 0).all()
-    process = start(workdir, pause=0.15, method="scene_clustering")
+    process = start(workdir, pause=0.15, method="scene_clustering", prefetch=3)
     wait_for_step(workdir, 7, process)
     process.send_signal(signal.SIGKILL)
     assert finish(process)[0] == -signal.SIGKILL

@@ -2,7 +2,11 @@
 
 import dataclasses
 import json
+import os
+import re
 import shutil
+import signal
+import time
 
 import jax
 import numpy as np
@@ -11,10 +15,12 @@ import toy
 
 from sarjax import config as configs
 from sarjax.config import Mesh
+from sarjax.data.pipeline import Batches
 from sarjax.errors import UserError
 from sarjax.options import FCN, Supervised
-from sarjax.train import loop
+from sarjax.train import loop, run
 from sarjax.train.checkpoint import Checkpoints
+from sarjax.train.feed import make_batches
 from sarjax.train.mesh import make_mesh
 from sarjax.train.run import read_config, read_manifest, restore_run
 
@@ -135,8 +141,10 @@ def test_an_extension_goes_on_with_the_same_command(tmp_path, monkeypatch):
         state, _ = train(cfg, tmp_path, extend_steps=5)
     assert int(state.step) == 3
     before = read_config(tmp_path)
-    state, _ = train(cfg, tmp_path)
+    state, _ = train(cfg, tmp_path, init_from=tmp_path / "of no use any more")
     assert int(state.step) == 5
+    assert read_manifest(tmp_path)["extended_to"] == 5
+    assert "init_from" not in read_manifest(tmp_path), "the parameters are the checkpoint's"
     assert read_config(tmp_path) == before
     assert before.experiment.steps == 2
     assert [start["step"] for start in read_manifest(tmp_path)["starts"]] == [0, 2, 3]
@@ -149,6 +157,128 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("last", ["spec.json", "stats.json", "manifest.json", "config.json"])
+def test_a_start_that_died_while_it_claimed_its_directory(tmp_path, monkeypatch, last):
+    """Before or while `last` is written: the next start takes the directory, and nothing of the dead one."""
+    cfg, written = toy.config(Supervised(), steps=1), run.write_atomically
+
+    def die(path, data):
+        if path.name == last:
+            path.with_name(f".{path.name}.123.tmp").write_text("{")
+            raise KeyboardInterrupt
+        written(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "write_atomically", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(cfg, tmp_path / "run")
+    if last == "config.json":
+        run.write_manifest(tmp_path / "run", read_manifest(tmp_path / "run") | {"weights_sha256": "of others"})
+    assert int(train(cfg, tmp_path / "run")[0].step) == 1
+    assert not list((tmp_path / "run").glob(".*"))
+    assert "weights_sha256" not in read_manifest(tmp_path / "run")
+
+
+@pytest.mark.parametrize("names", [["manifest.json"], ["spec.json", "thesis.txt"], ["spec.json", ".thesis.json.1.tmp"]])
+def test_what_no_start_leaves_is_left_alone(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match="not empty and holds no run"):
+        train(toy.config(Supervised()), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_signal_in_the_last_step_ends_nothing_and_is_handed_on(tmp_path, monkeypatch):
+    """To a handler that was there before; where there was none, the run ends like any other."""
+    handed, evaluated = [], loop.run_evaluation
+
+    def strike(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluated(*args)
+
+    monkeypatch.setattr(loop, "run_evaluation", strike)
+    ours = signal.getsignal(signal.SIGTERM)
+    try:
+        for handler, expected in ((lambda *_: handed.append(1), [1]), (signal.SIG_DFL, [1]), (signal.SIG_IGN, [1])):
+            signal.signal(signal.SIGTERM, handler)
+            workdir = tmp_path / str(len(list(tmp_path.iterdir())))
+            cfg = toy.config(Supervised(), steps=2)
+            state, said = train(cfg, workdir)
+            assert int(state.step) == 2
+            assert Checkpoints(workdir / "checkpoints", read_only=True).fault(2) is None
+            assert not any("stopped by signal" in line for line in said)
+            assert handed == expected
+            assert signal.getsignal(signal.SIGTERM) is handler
+        # In time: the run stops, and nobody else is told.
+        signal.signal(signal.SIGTERM, lambda *_: handed.append(2))
+        cfg = dataclasses.replace(cfg, execution=dataclasses.replace(cfg.execution, evaluate_every=1))
+        state, _ = train(cfg, tmp_path / "early")
+        assert (int(state.step), handed) == (1, [1])
+    finally:
+        signal.signal(signal.SIGTERM, ours)
+
+
+def test_a_checkpoint_comes_after_the_best_that_it_names(tmp_path, monkeypatch):
+    """However long the best takes: it is whole before anything of the checkpoint is written."""
+    named, save = [], Checkpoints.save
+
+    def watched(self, step, state, position):
+        if self.directory.name == "checkpoints" and position["best"]:
+            named.append(position["best"]["step"])
+            assert Checkpoints(tmp_path / "best", read_only=True).fault(named[-1]) is None
+        save(self, step, state, position)
+
+    monkeypatch.setattr(Checkpoints, "save", watched)
+    cfg = toy.config(toy.Toy(), steps=3)
+    execution = dataclasses.replace(cfg.execution, evaluate_every=1, checkpoint_every=1)
+    train(dataclasses.replace(cfg, execution=execution), tmp_path)
+    assert named[0] == 1
+    assert Checkpoints(tmp_path / "checkpoints", read_only=True).position(3)["best"]["step"] == named[-1]
+
+
+def test_after_a_refresh_partners_are_those_of_the_new_table(tmp_path, monkeypatch):
+    """Although the batches that follow were read ahead with the old one."""
+    cfg, read, taken, tables = toy.config(toy.Toy()), set(), [], {0: None}
+    get, refreshed, put_batch = Batches.__getitem__, loop.refreshed, loop.put_batch
+
+    def watched(self, step):
+        batch = get(self, step)
+        read.add(step)
+        return batch
+
+    def late(method, state, *rest):
+        """Not before the batch of the step that comes next has been read ahead."""
+        done = int(state.step)
+        for _ in range(1000):
+            if done in read or done == 6:
+                break
+            time.sleep(0.02)
+        assert done in read or done == 6
+        state = refreshed(method, state, *rest)
+        tables[done] = np.asarray(state.memory["neighbours"])
+        read.clear()
+        return state
+
+    def put(mesh, batch):
+        if "partner" in batch:
+            taken.append(np.array(batch["partner"]["position"]))
+        return put_batch(mesh, batch)
+
+    monkeypatch.setattr(Batches, "__getitem__", watched)
+    monkeypatch.setattr(loop, "refreshed", late)
+    monkeypatch.setattr(loop, "put_batch", put)
+    cfg = dataclasses.replace(cfg, execution=dataclasses.replace(cfg.execution, prefetch=4))
+    train(cfg, tmp_path)
+    assert len(taken) == 6
+    assert {2, 3} & tables.keys()
+    mesh, data = make_mesh(cfg.execution.mesh), toy.dataset()
+    batches = make_batches(loop.make_method(cfg, data, None, tmp_path, 0)[0], data, cfg, mesh)
+    tables[0] = np.full((toy.SIZES["train"], 2), -1)
+    for step, positions in enumerate(taken):
+        batches.tables = {"neighbours": tables[max(done for done in tables if done <= step)]}
+        np.testing.assert_array_equal(positions, batches.indices(step, "partner"), err_msg=f"step {step}")
+
+
 def test_warm_start_keeps_all_but_a_head_of_other_classes(tmp_path):
     cfg = toy.config(Supervised(), steps=2)
     train(cfg, tmp_path / "a")
@@ -159,6 +289,8 @@ def test_warm_start_keeps_all_but_a_head_of_other_classes(tmp_path):
     )
     second, said = train(still, tmp_path / "b", init_from=tmp_path / "a", dataset=data)
     assert any("fresh: " in line and "kernel" in line for line in said)
+    assert read_manifest(tmp_path / "b")["init_from"] == str(tmp_path / "a")
+    assert "init_from" not in read_manifest(tmp_path / "a")
     best = restore_run(tmp_path / "a", make_mesh(Mesh()))
     np.testing.assert_array_equal(
         second.params["encoder"]["conv1"]["kernel"], best.params["encoder"]["conv1"]["kernel"]
@@ -256,7 +388,12 @@ def test_a_best_of_steps_yet_to_come_is_forgotten(tmp_path):
     assert best.steps() == []
     best.save(5, state, {"best": None})
     best.close()
-    train(cfg, tmp_path)
+    position = Checkpoints(tmp_path / "checkpoints", read_only=True).position(4)
+    _, said = train(cfg, tmp_path)
+    assert position["best"]["step"] == 3
+    assert any(
+        re.match(r"best/3, the best on val so far \(mIoU 0\.\d+\), is not there any more", line) for line in said
+    )
     assert Checkpoints(tmp_path / "best", read_only=True).steps() == [6]
 
 
