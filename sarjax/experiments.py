@@ -116,7 +116,8 @@ def make_plan(
 ) -> Plan:
     """The plan of `paper` (a key of `TABLES`) on `data`; UserError for unknown names and impossible numbers.
 
-    rows: which ("" = all), with the teachers that they need. epochs: of every row instead of its own (0 = its own).
+    rows: which ("" = all), with the teachers that they need. epochs: of every row instead of its own (0 = its own), counted
+    in all training tiles, however few of them are labelled.
     """
     if paper not in TABLES:
         raise unknown("paper", paper, TABLES)
@@ -144,7 +145,8 @@ def make_plan(
     def adapt(config: Config) -> Config:
         if not epochs:
             return config
-        return dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, epochs=epochs, steps=0))
+        e = config.experiment
+        return dataclasses.replace(config, experiment=dataclasses.replace(e, epochs=epochs / e.data.labelled, steps=0))
 
     chosen = tuple(row for name, row in everything.items() if name in wanted)
     on(Config(), data, preset)  # the names, before anything is done

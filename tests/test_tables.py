@@ -246,6 +246,9 @@ def test_where_data_and_preset_put_a_row():
     plan = make_plan("cheng", Path("w"), data="ombria", epochs=3.0)
     assert plan.config(plan.rows["lanet"], 4).experiment.epochs == 3.0
     assert plan.config(plan.rows["lanet"], 4).experiment.seed == 4
+    plan = make_plan("dhfa", Path("w"), data="ombria", epochs=3.0)
+    assert plan.config(plan.rows["alone"]).experiment.epochs == 3.0
+    assert plan.config(plan.rows["few_alone"]).experiment.epochs == 24.0, "as many steps on an eighth of the labels"
 
 
 def test_the_published_tables_hold_together():
