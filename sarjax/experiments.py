@@ -116,8 +116,8 @@ def make_plan(
 ) -> Plan:
     """The plan of `paper` (a key of `TABLES`) on `data`; UserError for unknown names and impossible numbers.
 
-    rows: which ("" = all), with the teachers that they need. epochs: of every row instead of its own (0 = its own), counted
-    in all training tiles, however few of them are labelled.
+    rows: which ("" = all), with the teachers that they need. epochs: of every row instead of its own (0 = its own),
+    counted in all training tiles, however few of them are labelled.
     """
     if paper not in TABLES:
         raise unknown("paper", paper, TABLES)

@@ -12,6 +12,7 @@ import toy
 from sarjax import config, experiments, recipes
 from sarjax.config import Data, Inputs
 from sarjax.errors import UserError
+from sarjax.evaluate.average_precision import BINS
 from sarjax.evaluate.bootstrap import Difference, paired_bootstrap
 from sarjax.evaluate.evaluator import Evaluation
 from sarjax.experiments import make_plan
@@ -19,7 +20,7 @@ from sarjax.options import LANet
 from sarjax.recipes import tables
 from sarjax.recipes.tables import TABLES, Row, Table, all_rows, on
 from sarjax.reports import comparison, rows
-from sarjax.reports.comparison import Result, compare
+from sarjax.reports.comparison import Result, compare, has_interval, metric_of
 from sarjax.spec import ClassSpec
 
 SPEC = dataclasses.replace(toy.SPEC, classes=(ClassSpec("a", (0, 0, 0)), ClassSpec("b", (1, 1, 1))), excluded=())
@@ -175,6 +176,16 @@ def test_average_precision_has_a_mean_and_a_spread_but_no_interval():
     (full,) = (line for line in minus if line.startswith("| full"))
     assert f"| {difference['value']:+.4f} [-] |" in full
     assert full.endswith("| - |")
+
+
+def test_metrics_are_those_that_a_logger_plots():
+    rng = np.random.default_rng(0)
+    per_tile = {i: rng.integers(0, 50, (3, 3)) for i in range(5)}
+    evaluation = Evaluation(sum(per_tile.values()), per_tile, rng.integers(0, 9, (3, 2, BINS)))
+    for name, value in evaluation.scalars(toy.SPEC).items():
+        assert metric_of(name, toy.SPEC)(evaluation) == pytest.approx(value), name
+        assert has_interval(name) == (name != "map" and not name.startswith(("ap/", "tile_mean_")))
+    assert np.isnan(metric_of("tile_mean_iou/sea", toy.SPEC)(evaluation))
 
 
 def test_orders_are_computed():
