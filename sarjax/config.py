@@ -138,8 +138,8 @@ class Execution:
 
     data_dir: where built records are ("" = $SARJAX_DATA_DIR, else ~/sarjax_data). host_devices: CPU devices
     (0 = one per core), fixed at a run's first start. evaluate_every, checkpoint_every, log_every: in steps
-    (0 = once an epoch; log_every 0 = never). keep: newest checkpoints kept. keep_best: also keep the best on val.
-    max_bad_steps: non-finite steps in a row that stop the run. prefetch: batches read ahead.
+    (0 = once an epoch, at most 100 times a run; log_every 0 = never). keep: newest checkpoints kept. keep_best: also
+    keep the best on val. max_bad_steps: non-finite steps in a row that stop the run. prefetch: batches read ahead.
     """
 
     mesh: Mesh = Mesh()

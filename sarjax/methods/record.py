@@ -79,6 +79,14 @@ class Schedule(NamedTuple):
     def steps_per_epoch(self) -> float:
         return self.tiles / self.rows
 
+    @property
+    def cadence(self) -> int:
+        """Steps between evaluations where nobody says how many: an epoch, and at least a hundredth of the run.
+
+        Epochs count labelled tiles: where these are few, an epoch is a few steps.
+        """
+        return max(1, round(self.steps_per_epoch), self.steps // 100)
+
     def epochs(self, step: int) -> int:
         """Whole passes over the first stream that are complete before `step`."""
         return step * self.rows // self.tiles

@@ -123,9 +123,8 @@ def train(
         count = jax.jit(make_count_step(head.predict, dataset.spec.num_classes), out_shardings=replicated(mesh))
 
         # ------------------------------------------------------------------- loop
-        per_epoch = max(1, round(schedule.steps_per_epoch))
-        evaluate_every = execution.evaluate_every or per_epoch
-        checkpoint_every = execution.checkpoint_every or per_epoch
+        evaluate_every = execution.evaluate_every or schedule.cadence
+        checkpoint_every = execution.checkpoint_every or schedule.cadence
         leader = jax.process_index() == 0
         terminal = Terminal(start, schedule.steps, experiment.batch_size, silent=not leader)
         loggers: list[Any] = [terminal]

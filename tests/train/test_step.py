@@ -176,6 +176,11 @@ def test_a_pass_ends_when_its_last_tile_is_read(tiles, rows):
         assert schedule.epochs(step) == sum((q + 1) % tiles == 0 for q in range(step * rows))
 
 
+def test_evaluations_are_an_epoch_apart_and_at_most_a_hundred():
+    """Four labelled tiles in batches of eight would be evaluated after every step."""
+    assert [Schedule(s, t, 8).cadence for s, t in ((1305, 261), (300, 4), (50, 4), (10_000, 261))] == [33, 3, 1, 100]
+
+
 @pytest.mark.parametrize("schedule", ["poly", "cosine", "constant"])
 def test_schedules(schedule):
     rate = learning_rate(config.Optimizer(learning_rate=2.0, schedule=schedule, warmup=0.1, power=1.5), 100)
