@@ -1,6 +1,6 @@
 """`sarjax demo`: from nothing to a network that learnt from optical images and maps SAR alone, on synthetic scenes.
 
-The setting is few labels, many pairs: an eighth of the tiles is labelled, and each has an optical and a SAR image. The
+The setting is few labels, many pairs: one training tile of 32 is labelled, and each has an optical and a SAR image. The
 student alone and the one that is taught see the same labels and take the same steps.
 """
 
@@ -71,8 +71,9 @@ def run(
     configs = configs or {job: recipes.find(f"demo_{job}") for job in JOBS}
     for number, job in enumerate(JOBS, 3):
         config = configs[job]
-        share = config.experiment.data.labelled
-        say(f"{number}. {TITLES[job]}: labels on {share:.3g} of the training tiles")
+        share, tiles = config.experiment.data.labelled, len(dataset.split("train"))
+        pairs = f", and {tiles} pairs of images" if job == "student" else ""
+        say(f"{number}. {TITLES[job]}: {max(1, round(share * tiles))} labelled tiles of {tiles}{pairs}")
         config = dataclasses.replace(
             config,
             experiment=dataclasses.replace(config.experiment, seed=seed),

@@ -63,7 +63,7 @@ def _print_table2(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def demo(out: Path = Path("sarjax-demo"), seed: int = 0) -> None:
-    """Synthesize scenes, train a small network on SAR, evaluate, map a scene: minutes on two cores
+    """Synthesize scenes, teach a SAR network by an optical one, compare, map a scene: minutes on two cores
 
     Args:
         out: the folder for everything that is made; the same command goes on where it stopped.

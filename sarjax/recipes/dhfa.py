@@ -165,6 +165,14 @@ def dhfa_few_student() -> Config:
     return _student(few=True)
 
 
+def dhfa_few_hard() -> Config:
+    """`dhfa_few_student` that is also supervised by the teacher's answers, with Dice, where nothing is labelled.
+
+    sarjax train dhfa_few_hard --teacher runs/few_teacher --workdir runs/few_hard
+    """
+    return _student(few=True, hard=1.0)
+
+
 def dhfa_few_logits() -> Config:
     """`dhfa_few_student` with logit distillation alone.
 
@@ -190,5 +198,6 @@ RECIPES: tuple[Callable[[], Config], ...] = (
     dhfa_few_teacher_both,
     dhfa_few_alone,
     dhfa_few_student,
+    dhfa_few_hard,
     dhfa_few_logits,
 )

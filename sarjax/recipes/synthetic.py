@@ -59,7 +59,7 @@ def demo_student() -> Config:
 
     sarjax train demo_student --teacher runs/teacher --workdir runs/student
     """
-    return _demo(Inputs(modalities=("sar",), local_mean=7), Distillation(dice=0.5, pairs=1))
+    return _demo(Inputs(modalities=("sar",), local_mean=7), Distillation(dice=0.5, pairs=1, hard=1.0))
 
 
 def _demo(inputs: Inputs, method: MethodOptions) -> Config:
@@ -67,7 +67,7 @@ def _demo(inputs: Inputs, method: MethodOptions) -> Config:
     return Config(
         experiment=dataclasses.replace(
             experiment,
-            data=Data("whu_opt_sar", labelled=1 / 8),
+            data=Data("whu_opt_sar", labelled=1 / 32),
             inputs=inputs,
             network=DHFA(width=0.25),
             method=method,
