@@ -43,7 +43,8 @@ def run(
     """Everything goes to `out`; a second call goes on where the first one stopped.
 
     seed: of scenes and training. scenes, size: how many, of (width, height) pixels each. configs: of the jobs
-    "teacher", "alone", "student" (None = recipes demo_*); seed and data folder are set here.
+    "teacher", "alone", "student" (None = recipes demo_*), a number of steps each; seed and data folder are set here.
+    Raises Stopped where SIGTERM ended a training.
     """
     from sarjax.data.build import build, console_progress
     from sarjax.data.store import open_dataset
@@ -53,6 +54,7 @@ def run(
     from sarjax.reports.run import draw_curves, draw_panels, evaluate_run
     from sarjax.reports.sheet import sheet
     from sarjax.train.loop import train
+    from sarjax.train.stop import Stopped, termination_raises
 
     began = time.monotonic()
     source, records = out / "scenes", out / "records"
@@ -81,7 +83,10 @@ def run(
                 config.execution, data_dir=str(records), evaluate_every=60, checkpoint_every=60, log_every=20
             ),
         )
-        train(config, runs[job], teacher=runs["teacher"] if job == "student" else None, say=say)
+        with termination_raises():
+            state = train(config, runs[job], teacher=runs["teacher"] if job == "student" else None, say=say)
+        if int(state.step) < config.experiment.steps:
+            raise Stopped  # nobody should be compared with, or taught by, a network that is half trained
         results[job] = evaluate_run(runs[job], split="test", say=say).evaluation
         jax.clear_caches()  # a compiled step is of no use to the next job
 

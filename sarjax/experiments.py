@@ -9,10 +9,9 @@ import json
 import math
 import os
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +43,7 @@ from sarjax.reports.run import evaluate_run
 from sarjax.train import teacher as teachers
 from sarjax.train.loop import make_method, train
 from sarjax.train.run import newest_whole, read_manifest, resolve
+from sarjax.train.stop import Stopped, termination_raises
 
 SCENES, SIZE = 20, (1024, 1024)  # of made-up scenes: 14 to train on, 2 to validate, 4 to test
 EVALUATIONS = 20  # of a run on val, from which the best checkpoint is chosen
@@ -182,7 +182,7 @@ def reproduce(plan: Plan, *, say: Say = print) -> Outcome:
     jobs = [(row, seed) for seed in range(plan.seeds) for row in plan.chosen]
     stopped = False
     try:
-        with _terminate_raises():
+        with termination_raises():
             for number, (row, seed) in enumerate(jobs, 1):
                 run = plan.run(row.name, seed)
                 say(f"[{number}/{len(jobs)}] {run.name}")
@@ -195,7 +195,7 @@ def reproduce(plan: Plan, *, say: Say = print) -> Outcome:
                     say(f"{run.name} failed: {failures[run.name]}")
                 jax.clear_caches()  # a compiled step is of no use to the next run
                 write_table(plan, datasets, failures)
-    except _Stopped:
+    except Stopped:
         stopped = True
         say("stopped by signal; the same command goes on from there")
     return Outcome(write_table(plan, datasets, failures), failures, stopped)
@@ -234,7 +234,7 @@ def _finish(
 ) -> None:
     """Trains a run to its last step, from where it is.
 
-    UserError as `train`, and for a run that is not as its row says; _Stopped where a signal ended it.
+    UserError as `train`, and for a run that is not as its row says; Stopped where a signal ended it.
     """
     run, config = plan.run(row.name, seed), plan.config(row, seed)
     dataset = datasets[_key(config)]
@@ -259,7 +259,7 @@ def _finish(
                 record["seconds"] = record.get("seconds", 0.0) + time.monotonic() - began
                 write_record(run, record)
         if int(state.step) < schedule.steps:
-            raise _Stopped
+            raise Stopped
     if record.get("step") != schedule.steps or "best" not in record:
         checkpoints, step = newest_whole(run, ("checkpoints",), say)
         leaves = jax.tree.leaves(checkpoints.stored(step)["params"])
@@ -354,24 +354,3 @@ def _document(
         "tables": [compared(table, found, table.data == plan.data, known) for table in plan.tables],
         "rows": {name: facts | {"teacher": plan.rows[name].teacher or None} for name, facts in found.rows.items()},
     }
-
-
-class _Stopped(BaseException):
-    """SIGTERM came, or ended a training: nothing that catches errors should hold it up."""
-
-
-@contextlib.contextmanager
-def _terminate_raises() -> Iterator[None]:
-    """SIGTERM raises `_Stopped`, between runs: during one the training loop listens itself, and hands it on if late."""
-
-    def stop(*_: Any) -> None:
-        raise _Stopped
-
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with contextlib.suppress(ValueError):  # outside the main thread nobody can send it a signal
-            signal.signal(signal.SIGTERM, stop)
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGTERM, before)

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sarjax import demo, raster, recipes
+from sarjax import cli, demo, raster, recipes
 from sarjax.config import Mesh, difference
+from sarjax.train.stop import Stopped
 
 
 def test_majority():
@@ -46,6 +47,21 @@ def test_the_jobs_differ_in_what_they_see_and_who_teaches():
     assert {line.split(".")[0].split(":")[0] for line in difference(alone, teacher)} == {"inputs"}
     assert student.inputs.modalities == ("sar",)
     assert 0 < student.data.labelled < 1
+
+
+def test_a_stop_in_the_first_job_starts_no_other(small, tmp_path, monkeypatch, capsys):
+    """Nobody is taught by a network that is half trained, and the test split is not looked at."""
+    monkeypatch.setattr("sarjax.train.stop.StopFlag.requested", lambda self, step: step == 1)
+    with pytest.raises(Stopped):
+        demo.run(tmp_path / "demo", scenes=3, size=(256, 256), configs=small, say=lambda line: None)
+    assert not (tmp_path / "demo" / "alone").exists()
+    assert not (tmp_path / "demo" / "teacher" / "eval").exists()
+    monkeypatch.setattr("sarjax.demo.run", lambda *args, **kwargs: (_ for _ in ()).throw(Stopped))
+    monkeypatch.setattr("sarjax.cli.common.devices", lambda host_devices=0: None)
+    with pytest.raises(SystemExit) as e:
+        cli.demo(tmp_path)
+    assert e.value.code == 143
+    assert "goes on from there" in capsys.readouterr().err
 
 
 def test_demo(small, tmp_path, capsys):

@@ -92,12 +92,13 @@ def train_verb(args: Sequence[str]) -> None:
 def _exchanged(default: Any, part: str, args: list[str]) -> tuple[Any, list[str]]:
     """`default` with the network or method that `--network NAME` or `--method NAME` names, and the other arguments.
 
-    What both have, such as encoder and width, stays as it is; the rest is as that network has it by default.
+    What every network (every supervised method) has, such as encoder and width, stays as it is; the rest is as the
+    named one has it by default: fields of one name may mean different things.
     """
     import dataclasses
 
     from sarjax.errors import unknown
-    from sarjax.options import MethodOptions, NetworkOptions
+    from sarjax.options import MethodOptions, NetworkOptions, Supervised
 
     if f"--{part}" not in args:
         return default, args
@@ -107,7 +108,8 @@ def _exchanged(default: Any, part: str, args: list[str]) -> tuple[Any, list[str]
     if at + 1 == len(args) or args[at + 1] not in known:
         raise unknown(part, args[at + 1] if at + 1 < len(args) else "", known)
     kind = known[args[at + 1]]
-    kept = {f.name for f in dataclasses.fields(old)} & {f.name for f in dataclasses.fields(kind)}
+    common = {"network": NetworkOptions, "method": Supervised}[part]
+    kept = [f.name for f in dataclasses.fields(common) if isinstance(old, common) and issubclass(kind, common)]
     new = kind(**{name: getattr(old, name) for name in kept})
     experiment = dataclasses.replace(default.experiment, **{part: new})
     return dataclasses.replace(default, experiment=experiment), args[:at] + args[at + 2 :]

@@ -85,6 +85,12 @@ def dhfa(options: Distillation, context: Context) -> Method:
     def projections(taught: Levels) -> Projections:
         return Projections({name: x.shape[-1] for name, x in taught.items()}, options.reading, network.dtype)
 
+    def compared(ours: Prediction, theirs: Prediction) -> tuple[Levels, Levels]:
+        """Of `common`, what a term reads."""
+        mine, taught = common(ours, theirs)
+        read = [n for n in mine if options.features or (options.head and n == EMBEDDING)]
+        return {n: mine[n] for n in read}, {n: taught[n] for n in read}
+
     def init(key: jax.Array) -> Variables:
         """Without a teacher, as for inference, there is nothing to project."""
         # The student's own draws stay what they are without a teacher, so that runs of one seed can be compared.
@@ -95,7 +101,7 @@ def dhfa(options: Distillation, context: Context) -> Method:
         frozen = jax.eval_shape(teacher.method.init, key)
         ours = jax.eval_shape(lambda v, r: base.forward(v.params, v.stats, r), variables, rows)
         theirs = jax.eval_shape(lambda v, r: teacher.method.forward(v.params, v.stats, r), frozen, rows)
-        mine, taught = common(ours, theirs)
+        mine, taught = compared(ours, theirs)
         empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), mine)
         made = projections(taught).init(jax.random.fold_in(key, ROLE), empty, False)
         params, stats = ({NAME: made[kind]} if kind in made else {} for kind in ("params", "batch_stats"))
@@ -115,19 +121,23 @@ def dhfa(options: Distillation, context: Context) -> Method:
 
         frozen = rest.frozen
         lesson = jax.lax.stop_gradient(teacher.method.forward(frozen.params, frozen.stats, rows))
-        answer, sure = jnp.argmax(lesson.logits, -1), jnp.max(jax.nn.softmax(lesson.logits), -1)
-        where = has_data(rows, teacher) & (sure >= options.confidence)
+        answer, seen_by_teacher = jnp.argmax(lesson.logits, -1), has_data(rows, teacher)
+        where = seen_by_teacher
+        # Without either filter the weights are those of the data alone: no teacher is run to add them up.
+        if options.confidence:
+            where &= jnp.max(jax.nn.softmax(lesson.logits), -1) >= options.confidence
         if options.right:
             where &= (label == IGNORE_LABEL) | (label == answer)
-        metrics |= _metrics(prediction, answer, where, label)
+        metrics |= _metrics(prediction, answer, seen_by_teacher, where, label)
         where = where.astype(jnp.float32)
 
-        mine, taught = common(prediction, lesson)
+        mine, taught = compared(prediction, lesson)
         projected, moved = project(params, rest.stats, mine, taught)
         if options.features:
             for name, x in projected.items():
                 size = x.shape[1:3]
-                target, cells = resize_bilinear(taught[name], size), adaptive_avg_pool(where[..., None], size)[..., 0]
+                target = taught[name] if taught[name].shape[1:3] == size else resize_bilinear(taught[name], size)
+                cells = adaptive_avg_pool(where[..., None], size)[..., 0]
                 pair = feature_loss(x, target, cells, kind=options.feature_loss)
                 terms[f"features_{name}"] = Term(*pair, options.features / len(projected))
         if options.head:
@@ -155,6 +165,7 @@ def dhfa(options: Distillation, context: Context) -> Method:
         streams=streams,
         requires=tuple(dict.fromkeys((*base.requires, *(k for m in lessons for k in (m, f"{m}_valid"))))),
         teacher=lambda teacher: fits(teacher, options, spec),
+        beside=(NAME,),
     )
     return with_scene_clustering(method, options.clustering, context)
 
@@ -196,8 +207,10 @@ def has_data(rows: Batch, teacher: Teacher) -> Bool[Array, "b h w"]:
     return functools.reduce(jnp.logical_and, [(rows[f"{m}_valid"][:, dates] > 0).all(1) for m in inputs.modalities])
 
 
-def _metrics(prediction: Prediction, answer: Array, where: Array, label: Array) -> dict[str, Term]:
-    """How often the teacher is right on labelled pixels, how often the student agrees with it, where it counts."""
+def _metrics(prediction: Prediction, answer: Array, data: Array, where: Array, label: Array) -> dict[str, Term]:
+    """How often the teacher is right on labelled pixels where it has data; how often the student agrees with it where
+    it counts; where it counts.
+    """
 
     def share(hit: Array, among: Array) -> Term:
         return Term(jnp.sum(hit & among).astype(jnp.float32), jnp.sum(among).astype(jnp.float32))
@@ -205,7 +218,7 @@ def _metrics(prediction: Prediction, answer: Array, where: Array, label: Array) 
     known = label != IGNORE_LABEL
     agrees = jnp.argmax(prediction.logits, -1) == answer
     return {
-        "teacher_accuracy": share(answer == label, where & known),
+        "teacher_accuracy": share(answer == label, data & known),
         "teacher_agreement": share(agrees, where),
         "teacher_counts": share(where, jnp.ones_like(where)),
     }

@@ -110,6 +110,7 @@ class Method(NamedTuple):
     classify: None, or (params, stats, embedding, (h, w)) -> logits of an embedding that `forward` gives, or that
         another network puts in its place.
     scenes: None, or (params, stats, batch) -> (b, m): the share of each of m kinds of scene in every tile.
+    beside: names of the parameters that are the method's own, not those of the network that is deployed.
     couples: names of what couples the rows of a batch, and so sees only a microbatch under accumulation.
     notes: sentences that a run says before its first step.
     """
@@ -125,6 +126,7 @@ class Method(NamedTuple):
     forward: Callable[[Tree, Tree, Batch], Prediction] | None = None
     classify: Callable[[Tree, Tree, Float[Array, "b _ _ c"], tuple[int, int]], Float[Array, "b h w k"]] | None = None
     scenes: Callable[[Tree, Tree, Batch], Float[Array, "b m"]] | None = None
+    beside: tuple[str, ...] = ()
     couples: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -150,6 +150,7 @@ def with_scene_clustering(method: Method, options: Clustering, context: Context)
         streams=streams,
         refresh=method.refresh if options.positives == "augmentation" else refresh,
         scenes=scenes if options.cluster else method.scenes,
+        beside=(*method.beside, NAME),
         notes=(*method.notes, *_notes(options, context)),
         couples=(*method.couples, "contrastive negatives"),
     )

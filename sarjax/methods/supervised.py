@@ -24,6 +24,11 @@ def supervised(options: Supervised, context: Context) -> Method:
     """Learns `label` from `experiment.inputs`, on the labelled tiles alone."""
     experiment, spec, statistics = context.experiment, context.spec, context.statistics
     inputs, augment = experiment.inputs, experiment.augment
+    if options.class_weights == "histogram" and experiment.data.labelled < 1:
+        raise UserError(
+            "method.class_weights 'histogram' counts the labels of all training tiles, of which only "
+            f"experiment.data.labelled = {experiment.data.labelled} may be used; 'none' and 'given' are accepted."
+        )
     network = build_network(experiment.network, spec.num_classes, jnp.dtype(experiment.precision))
     channels = channel_count(inputs, spec)
     weights = class_weights(options, spec, statistics)

@@ -174,6 +174,8 @@ class DHFASegmenter(PixelClassifier):
 def build_dhfa(options: DHFA, num_classes: int, dtype: Any) -> DHFASegmenter:
     if not options.bins or min(options.bins) < 1:
         raise UserError(f"bins are {list(options.bins)}, but should be one or more whole numbers from 1.")
+    if options.channels < 1:
+        raise UserError(f"channels is {options.channels}, but should be a whole number from 1.")
     return DHFASegmenter(
         encoder=build_encoder(options, 4, dtype),
         channels=scaled(options.channels, options.width),

@@ -22,7 +22,7 @@ from sarjax.train.feed import host_tables, make_batches, refreshed, run_evaluati
 from sarjax.train.loggers import MetricsFile, TensorBoard, Terminal, summary
 from sarjax.train.mesh import abstract_batch, make_mesh, place, put_batch, replicated
 from sarjax.train.optimizer import learning_rate, make_optimizer
-from sarjax.train.run import claim, environment, extended_to, make_schedule, record_start, resolve
+from sarjax.train.run import claim, environment, extended_to, make_schedule, newest_whole, record_start, resolve
 from sarjax.train.state import TrainState, abstract_state, born_sharded, keys
 from sarjax.train.step import make_step
 from sarjax.train.stop import StopFlag
@@ -72,15 +72,19 @@ def train(
     def first_state() -> TrainState:
         born = born_sharded(method, optimizer, experiment.seed, ema > 0, mesh)
         born = with_imported_weights(born, experiment)
-        return born if init_from is None else teachers.warm_start(born, init_from, dataset.spec, mesh, say)
+        return born if init_from is None else teachers.warm_start(born, init_from, method, dataset.spec, mesh, say)
 
     # A new run's first state comes before its directory: what is wrong with it leaves nothing behind.
     state = None if (workdir / "config.json").exists() else first_state()
+    if teacher is not None and not copied.is_dir():
+        newest_whole(teacher, ("best", "checkpoints"), say)  # UserError where it has learnt nothing yet
     claim(workdir, config, dataset, extended)
     frozen = None
     if teacher is not None:
-        teachers.adopt(teacher, workdir, mesh)
+        teachers.adopt(teacher, workdir, mesh, say=say)
     if source is not None:
+        origin = teachers.read_origin(copied)
+        say(f"teacher: {origin['run']}, {origin['checkpoint']}")
         frozen = teachers.load(workdir, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=execution.keep, say=say)
     best = Checkpoints(workdir / "best", keep=1, say=say) if keeps_best(config, dataset) else None

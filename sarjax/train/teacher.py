@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,29 @@ from sarjax.errors import UserError
 from sarjax.evaluate.evaluator import on_host
 from sarjax.files import file_digest, write_atomically
 from sarjax.methods import build_method
-from sarjax.methods.record import Context, Schedule, Teacher, Tree, Variables
+from sarjax.methods.record import Context, Method, Schedule, Teacher, Tree, Variables
 from sarjax.spec import DatasetSpec
 from sarjax.train.mesh import flatten, infer_sharding, place
-from sarjax.train.run import read_config, read_data_description, restore_run, sync
+from sarjax.train.run import (
+    Restored,
+    make_schedule,
+    newest_whole,
+    read_config,
+    read_data_description,
+    read_manifest,
+    restore_run,
+    sync,
+)
 
+Say = Callable[[str], None]
 FILES = ("config.json", "spec.json", "stats.json", "weights.safetensors")
 
 
-def adopt(teacher_run: Path, workdir: Path, mesh: jax.sharding.Mesh, *, ema: bool = False) -> None:
+def adopt(teacher_run: Path, workdir: Path, mesh: jax.sharding.Mesh, *, say: Say = print) -> None:
     """Copies the weights, configuration and data description of `teacher_run` into `workdir/teacher/`, once.
 
-    From then on the copy is the teacher: what becomes of `teacher_run` does not matter. UserError when the copy is of
-    another experiment.
+    From then on the copy is the teacher: what becomes of `teacher_run` does not matter, and where it has gone on, that
+    is said. UserError when the copy is of another experiment.
     """
     from safetensors.numpy import save_file
 
@@ -42,8 +53,15 @@ def adopt(teacher_run: Path, workdir: Path, mesh: jax.sharding.Mesh, *, ema: boo
                     f"{target} is a copy of another teacher than {teacher_run} ({'; '.join(changed)}); another "
                     "--workdir, or the same teacher, would be accepted."
                 )
+            checkpoints, step = newest_whole(teacher_run, ("best", "checkpoints"), say)
+            now, then = f"{checkpoints.directory.name}/{step}", read_origin(target)["checkpoint"]
+            if now != then:
+                say(f"{teacher_run} has {now} by now; its copy in {target}, of {then}, goes on teaching")
         return
-    restored = restore_run(teacher_run, mesh, ema=ema)
+    restored = restore_run(teacher_run, mesh, say=say)
+    goal, step = _goal(restored), newest_whole(teacher_run, ("checkpoints",), say)[1]
+    if step < goal:
+        say(f"{teacher_run} is trained to step {step} of {goal} only, and teaches as it is")
     leaves = flatten({"params": restored.params, "stats": restored.stats})
     arrays = {name: on_host(leaf) for name, leaf in leaves.items()}
     if jax.process_index() == 0:
@@ -65,8 +83,16 @@ def fingerprint(folder: Path) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def recorded_fingerprint(folder: Path) -> str:
-    return json.loads((folder / "origin.json").read_text(encoding="utf-8"))["fingerprint"]
+def read_origin(folder: Path) -> dict[str, str]:
+    """Of a copy: its "fingerprint", and the "run" and "checkpoint" that it was made of."""
+    return json.loads((folder / "origin.json").read_text(encoding="utf-8"))
+
+
+def _goal(run: Restored) -> int:
+    """The last step of a run, as it was last asked for."""
+    first = next(iter(run.method.streams.values()))
+    steps = make_schedule(run.config.experiment, first, run.statistics.tiles["train"]).steps
+    return read_manifest(run.workdir).get("extended_to") or steps
 
 
 def describe(folder: Path, precision: str) -> Teacher:
@@ -86,7 +112,7 @@ def load(workdir: Path, mesh: jax.sharding.Mesh) -> Variables:
     UserError when its files are not those that were adopted.
     """
     folder = workdir / "teacher"
-    if fingerprint(folder) != recorded_fingerprint(folder):
+    if fingerprint(folder) != read_origin(folder)["fingerprint"]:
         raise UserError(f"the files in {folder} have changed since the run began; restore them or start a new run.")
     variables = read_weights(folder / "weights.safetensors")
     return jax.tree.map(place, variables, infer_sharding(mesh, variables))
@@ -105,8 +131,10 @@ def read_weights(path: Path) -> Variables:
     return Variables(tree["params"], tree["stats"], {})
 
 
-def warm_start(state: Any, run: Path, spec: DatasetSpec, mesh: jax.sharding.Mesh, say=print) -> Any:
+def warm_start(state: Any, run: Path, method: Method, spec: DatasetSpec, mesh: jax.sharding.Mesh, say=print) -> Any:
     """`state` with the parameters and statistics of `run` wherever path and shape agree.
+
+    method: of `state`. What a method has beside its network (`Method.beside`) stays fresh.
 
     spec: of this run's data. Where its classes have other names than those of `run`, the leaves whose last axis is the
     class count (the heads) keep their fresh values; any other difference is a UserError that names the first leaf.
@@ -115,14 +143,21 @@ def warm_start(state: Any, run: Path, spec: DatasetSpec, mesh: jax.sharding.Mesh
     classes = source.spec.num_classes
     same_classes = source.spec.class_names == spec.class_names
     fresh: list[str] = []
+    beside = {*source.method.beside, *method.beside}
 
     def merge(new: Tree, old: Tree, what: str) -> Tree:
-        old_leaves, new_leaves = flatten(old), flatten(new)
-        for name in old_leaves.keys() ^ new_leaves.keys():
+        old_leaves, new_leaves = (
+            {name: leaf for name, leaf in flatten(tree).items() if name.split("/")[0] not in beside}
+            for tree in (old, new)
+        )
+        for name in sorted(old_leaves.keys() ^ new_leaves.keys()):
             raise UserError(f"{run} has another network than this experiment: {what}/{name} is in only one of them.")
 
         def leaf(path: Any, value: jax.Array) -> jax.Array:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
+            if name.split("/")[0] in beside:
+                fresh.append(name)
+                return value
             theirs = old_leaves[name]
             head = theirs.shape[:-1] == value.shape[:-1] and theirs.shape[-1:] == (classes,)
             if theirs.shape == value.shape and (same_classes or not head):

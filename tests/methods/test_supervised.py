@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import toy
 
-from sarjax.config import Augment, Inputs
+from sarjax.config import Augment, Data, Inputs
 from sarjax.errors import UserError
 from sarjax.methods import build_method
 from sarjax.methods.record import Context, Rest, Schedule
@@ -126,6 +126,13 @@ def test_predict_sees_its_modalities_only():
     logits = head.predict(variables.params, variables.stats, rows)
     assert logits.shape == (4, 64, 64, 3)
     assert logits.dtype == jnp.float32
+
+
+def test_a_histogram_of_labels_that_may_not_be_used_is_refused():
+    options = Supervised(class_weights="histogram")
+    experiment = toy.config(options, data=Data("toy", labelled=0.5)).experiment
+    with pytest.raises(UserError, match=r"of which only experiment.data.labelled = 0\.5 may be used"):
+        build_method(Context(experiment, DATA.spec, DATA.statistics, Schedule(6, 12, 8)))
 
 
 def test_what_does_not_fit_is_said():

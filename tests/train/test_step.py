@@ -12,8 +12,8 @@ import toy
 from sarjax import config
 from sarjax.data.pipeline import Batches
 from sarjax.methods import build_method
-from sarjax.methods.record import Context, Schedule, Term
-from sarjax.options import Supervised
+from sarjax.methods.record import Context, Schedule, Teacher, Term
+from sarjax.options import Distillation, Supervised
 from sarjax.train.mesh import infer_sharding, make_mesh, put_batch
 from sarjax.train.optimizer import decayed, learning_rate, make_optimizer
 from sarjax.train.state import born_sharded, keys
@@ -22,9 +22,9 @@ from sarjax.train.step import make_step, microbatches, objective
 DATA = toy.dataset()
 
 
-def setup(cfg, mesh):
+def setup(cfg, mesh, teacher=None):
     experiment = cfg.experiment
-    method = build_method(Context(experiment, DATA.spec, DATA.statistics, Schedule(6, 12, 8)))
+    method = build_method(Context(experiment, DATA.spec, DATA.statistics, Schedule(6, 12, 8), teacher))
     optimizer = make_optimizer(experiment.optimizer)
     ema = experiment.optimizer.ema
     state = born_sharded(method, optimizer, experiment.seed, ema > 0, mesh)
@@ -105,17 +105,23 @@ def test_objective_of_parts_is_that_of_the_whole():
     assert objective(nothing, {"a": jnp.zeros(())}) == 0
 
 
-def test_the_pass_for_the_weights_is_free():
-    """Weights depend on labels alone, so accumulating costs no second forward pass (some 10 convolutions)."""
+@pytest.mark.parametrize("taught", [False, True])
+def test_the_pass_for_the_weights_is_free(taught):
+    """Weights depend on labels and data alone, so accumulating costs no second forward pass (some 10 convolutions)."""
+    network = toy.FCN(width=0.25, stages=2)
+    optical = toy.config(Supervised(), network=network, inputs=config.Inputs(modalities=("optical",))).experiment
+    built = build_method(Context(optical, DATA.spec, DATA.statistics, Schedule(6, 12, 8)))
+    teacher = Teacher(built, optical, DATA.spec, DATA.statistics) if taught else None
+    frozen = jax.jit(built.init)(jax.random.key(1)) if taught else None
 
     def convolutions(accumulate):
         mesh = make_mesh(config.Mesh(), jax.devices()[:1])
-        cfg = toy.config(Supervised(), accumulate=accumulate, network=toy.FCN(width=0.25, stages=2))
-        state, step, batches = setup(cfg, mesh)
-        text = step.lower(state, None, put_batch(mesh, batches[0])).compile().as_text()
+        cfg = toy.config(Distillation() if taught else Supervised(), accumulate=accumulate, network=network)
+        state, step, batches = setup(cfg, mesh, teacher)
+        text = step.lower(state, frozen, put_batch(mesh, batches[0])).compile().as_text()
         return text.count(" convolution(")
 
-    assert convolutions(2) - convolutions(1) <= 1
+    assert convolutions(2) - convolutions(1) <= 2
 
 
 def test_microbatches_are_strided():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import toy
 
-from sarjax.config import Inputs
+from sarjax.config import Inputs, Optimizer
 from sarjax.errors import UserError
 from sarjax.options import Distillation, Supervised
 from sarjax.train import loop
@@ -72,6 +72,56 @@ def test_sar_is_all_that_a_trained_student_needs(runs):
         assert found.confusion.sum() > 0
     finally:
         shutil.move(folder / "away", folder / "student" / "teacher")
+
+
+def test_it_is_said_who_teaches(tmp_path):
+    """A teacher that stopped half-way, that goes on after it was copied, and that has learnt nothing yet."""
+    config = toy.config(Supervised(), inputs=Inputs(modalities=("optical",)), steps=4)
+    said = []
+
+    def stop_after(step):
+        return lambda self, at: at == step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sarjax.train.stop.StopFlag.requested", stop_after(2))
+        loop.train(config, tmp_path / "teacher", **SILENT)
+    student = toy.config(Distillation(), steps=1)
+    options = {"teacher": tmp_path / "teacher", "dataset": DATA, "say": said.append}
+    loop.train(student, tmp_path / "student", **options)
+    assert f"{tmp_path / 'teacher'} is trained to step 2 of 4 only, and teaches as it is" in said
+    assert any(line.startswith(f"teacher: {tmp_path / 'teacher'}, ") for line in said)
+    loop.train(config, tmp_path / "teacher", **SILENT)
+    said.clear()
+    loop.train(student, tmp_path / "student", extend_steps=2, **options)
+    assert any("by now; its copy in" in line for line in said)
+
+    (tmp_path / "empty").mkdir()
+    shutil.copy(tmp_path / "teacher" / "config.json", tmp_path / "empty")
+    for name in ("spec.json", "stats.json"):
+        shutil.copy(tmp_path / "teacher" / name, tmp_path / "empty")
+    with pytest.raises(UserError, match="holds no checkpoint yet"):
+        loop.train(student, tmp_path / "other", **options | {"teacher": tmp_path / "empty"})
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_student_starts_from_a_network_alone(tmp_path):
+    """What a method has beside its network is fresh; the network's own parameters are those of the run."""
+    optical = toy.config(Supervised(), steps=1, inputs=Inputs(modalities=("optical",)))
+    loop.train(optical, tmp_path / "teacher", **SILENT)
+    plain = loop.train(toy.config(Supervised(), steps=1), tmp_path / "plain", **SILENT)
+    said = []
+    still = Optimizer(name="sgd", learning_rate=0.0)
+    state = loop.train(
+        toy.config(Distillation(reading="hallucinate"), steps=1, optimizer=still), tmp_path / "student",
+        teacher=tmp_path / "teacher", init_from=tmp_path / "plain", dataset=DATA, say=said.append,
+    )  # fmt: skip
+    assert any("fresh: hfdm/" in line for line in said)
+    network = {k: v for k, v in state.params.items() if k != "hfdm"}
+    jax.tree.map(np.testing.assert_array_equal, network, plain.params)
+    back = loop.train(
+        toy.config(Supervised(), steps=1, optimizer=still), tmp_path / "back", init_from=tmp_path / "student", **SILENT
+    )
+    jax.tree.map(np.testing.assert_array_equal, back.params, plain.params)
 
 
 def test_the_student_resumes_without_naming_its_teacher(runs):
