@@ -141,7 +141,7 @@ def test_another_network_or_method_than_the_recipes(tmp_path, capsys):
     config, rest = training._exchanged(default, "method", ["--method", "supervised"])
     assert (config.experiment.method, rest) == (Supervised(dice=1.0), [])
     config, _ = training._exchanged(default, "network", ["--network", "pspnet"])
-    assert config.experiment.network == PSPNet(width=0.25), "channels mean something else there"
+    assert config.experiment.network == PSPNet(encoder="resnet18", width=0.25), "channels mean something else there"
     assert training._exchanged(default, "method", ["--method.dice", "2"]) == (default, ["--method.dice", "2"])
     assert "did you mean 'lanet'" in fails(capsys, "train", "dhfa_student", "--network", "lanat", "--workdir", tmp_path)
     assert "unknown method ''" in fails(capsys, "train", "dhfa_student", "--workdir", tmp_path, "--method")

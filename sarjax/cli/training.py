@@ -92,8 +92,8 @@ def train_verb(args: Sequence[str]) -> None:
 def _exchanged(default: Any, part: str, args: list[str]) -> tuple[Any, list[str]]:
     """`default` with the network or method that `--network NAME` or `--method NAME` names, and the other arguments.
 
-    What every network (every supervised method) has, such as encoder and width, stays as it is; the rest is as the
-    named one has it by default: fields of one name may mean different things.
+    The encoder, its width and weights stay, and so do the options of plain supervision; the rest is as the named one
+    has it by default: fields of one name may mean different things.
     """
     import dataclasses
 
@@ -108,8 +108,9 @@ def _exchanged(default: Any, part: str, args: list[str]) -> tuple[Any, list[str]
     if at + 1 == len(args) or args[at + 1] not in known:
         raise unknown(part, args[at + 1] if at + 1 < len(args) else "", known)
     kind = known[args[at + 1]]
-    common = {"network": NetworkOptions, "method": Supervised}[part]
-    kept = [f.name for f in dataclasses.fields(common) if isinstance(old, common) and issubclass(kind, common)]
+    kept = ["encoder", "width", "weights"] if part == "network" else []
+    if issubclass(kind, Supervised) and isinstance(old, Supervised):
+        kept = [f.name for f in dataclasses.fields(Supervised)]
     new = kind(**{name: getattr(old, name) for name in kept})
     experiment = dataclasses.replace(default.experiment, **{part: new})
     return dataclasses.replace(default, experiment=experiment), args[:at] + args[at + 2 :]
