@@ -85,7 +85,7 @@ def _kinds():
     return found
 
 
-@pytest.mark.parametrize("recipe", _kinds().values(), ids="-".join)
+@pytest.mark.parametrize("recipe", _kinds().values())
 def test_a_recipe_of_every_kind_runs(recipe, records, tmp_path):
     taught = ()
     if recipes.find(recipe).experiment.method.NAME == "dhfa":

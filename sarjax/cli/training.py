@@ -92,13 +92,13 @@ def train_verb(args: Sequence[str]) -> None:
 def _exchanged(default: Any, part: str, args: list[str]) -> tuple[Any, list[str]]:
     """`default` with the network or method that `--network NAME` or `--method NAME` names, and the other arguments.
 
-    The encoder, its width and weights stay, and so do the options of plain supervision; the rest is as the named one
-    has it by default: fields of one name may mean different things.
+    What both have from a common parent stays, such as encoder, width and weights; the rest is as the named one has it
+    by default: its own output stride, and fields that may mean something else under the same name.
     """
     import dataclasses
 
     from sarjax.errors import unknown
-    from sarjax.options import MethodOptions, NetworkOptions, Supervised
+    from sarjax.options import MethodOptions, NetworkOptions
 
     if f"--{part}" not in args:
         return default, args
@@ -108,9 +108,8 @@ def _exchanged(default: Any, part: str, args: list[str]) -> tuple[Any, list[str]
     if at + 1 == len(args) or args[at + 1] not in known:
         raise unknown(part, args[at + 1] if at + 1 < len(args) else "", known)
     kind = known[args[at + 1]]
-    kept = ["encoder", "width", "weights"] if part == "network" else []
-    if issubclass(kind, Supervised) and isinstance(old, Supervised):
-        kept = [f.name for f in dataclasses.fields(Supervised)]
+    common = next(parent for parent in type(old).__mro__ if issubclass(kind, parent))
+    kept = {f.name for f in dataclasses.fields(common)} - {"output_stride"}
     new = kind(**{name: getattr(old, name) for name in kept})
     experiment = dataclasses.replace(default.experiment, **{part: new})
     return dataclasses.replace(default, experiment=experiment), args[:at] + args[at + 2 :]
