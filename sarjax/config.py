@@ -8,10 +8,8 @@ they are told apart in JSON by their `name`.
 import dataclasses
 import functools
 import json
-import math
 import types
 import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +17,7 @@ import tyro
 
 from sarjax.errors import UserError, unknown
 from sarjax.options import LANet, MethodOptions, NetworkOptions, Supervised
+from sarjax.options.base import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_COUNT, SHARE, Accepts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,40 +163,34 @@ class Config:
     execution: Execution = Execution()
 
 
-_Accepts = tuple[str, Callable[[Any], bool]]
-_COUNT: _Accepts = "a whole number from 0", lambda v: v >= 0
-_POSITIVE_COUNT: _Accepts = "a whole number from 1", lambda v: v >= 1
-_POSITIVE: _Accepts = "a number above 0", lambda v: 0 < v < math.inf
-_NOT_NEGATIVE: _Accepts = "a number from 0", lambda v: 0 <= v < math.inf
-
 # What types cannot say. What depends on the data set or on the devices is said where these are known.
-_ACCEPTED: dict[str, _Accepts] = {
-    "experiment.batch_size": _POSITIVE_COUNT,
-    "experiment.accumulate": _POSITIVE_COUNT,
-    "experiment.steps": _COUNT,
-    "experiment.epochs": _POSITIVE,
+_ACCEPTED: dict[str, Accepts] = {
+    "experiment.batch_size": POSITIVE_COUNT,
+    "experiment.accumulate": POSITIVE_COUNT,
+    "experiment.steps": COUNT,
+    "experiment.epochs": POSITIVE,
     "experiment.data.labelled": ("a share above 0 and up to 1", lambda v: 0 < v <= 1),
     "experiment.inputs.modalities": ("at least one sensor", lambda v: len(v) > 0),
     "experiment.inputs.local_mean": ("the side of a box in pixels, or 0 for none", lambda v: v >= 0),
     "experiment.inputs.repeat": ("a number of channels, or 0 to leave them", lambda v: v >= 0),
-    "experiment.network.width": _POSITIVE,
-    "experiment.augment.crop": _COUNT,
-    "experiment.augment.scale": _NOT_NEGATIVE,
-    "experiment.augment.region": ("a share from 0 to 1", lambda v: 0 <= v <= 1),
-    "experiment.augment.speckle": _NOT_NEGATIVE,
-    "experiment.augment.jitter": _NOT_NEGATIVE,
-    "experiment.optimizer.learning_rate": _NOT_NEGATIVE,
-    "experiment.optimizer.weight_decay": _NOT_NEGATIVE,
-    "experiment.optimizer.warmup": ("a share from 0 to 1", lambda v: 0 <= v <= 1),
-    "experiment.optimizer.clip": _NOT_NEGATIVE,
+    "experiment.network.width": POSITIVE,
+    "experiment.augment.crop": COUNT,
+    "experiment.augment.scale": NOT_NEGATIVE,
+    "experiment.augment.region": SHARE,
+    "experiment.augment.speckle": NOT_NEGATIVE,
+    "experiment.augment.jitter": NOT_NEGATIVE,
+    "experiment.optimizer.learning_rate": NOT_NEGATIVE,
+    "experiment.optimizer.weight_decay": NOT_NEGATIVE,
+    "experiment.optimizer.warmup": SHARE,
+    "experiment.optimizer.clip": NOT_NEGATIVE,
     "experiment.optimizer.ema": ("a decay from 0 to below 1", lambda v: 0 <= v < 1),
-    "execution.host_devices": _COUNT,
-    "execution.log_every": _COUNT,
-    "execution.evaluate_every": _COUNT,
-    "execution.checkpoint_every": _COUNT,
-    "execution.keep": _POSITIVE_COUNT,
-    "execution.max_bad_steps": _POSITIVE_COUNT,
-    "execution.prefetch": _COUNT,
+    "execution.host_devices": COUNT,
+    "execution.log_every": COUNT,
+    "execution.evaluate_every": COUNT,
+    "execution.checkpoint_every": COUNT,
+    "execution.keep": POSITIVE_COUNT,
+    "execution.max_bad_steps": POSITIVE_COUNT,
+    "execution.prefetch": COUNT,
 }
 
 

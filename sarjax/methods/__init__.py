@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 from sarjax.errors import UserError, unknown
+from sarjax.options.base import check
 
 METHODS: dict[str, str] = {
     "dhfa": "sarjax.methods.dhfa:dhfa",
@@ -13,10 +14,12 @@ METHODS: dict[str, str] = {
 
 
 def build_method(context: Any, *, for_inference: bool = False) -> Any:
-    """The `Method` that `context.experiment.method` names; UserError where the data set or the teacher do not fit.
+    """The `Method` that `context.experiment.method` names; UserError where an option, the data set or the
+    teacher do not fit.
 
     for_inference: no teacher is needed, since heads never read one.
     """
+    check(context.experiment.method, "method")
     name = context.experiment.method.NAME
     if name not in METHODS:
         raise unknown("method", name, METHODS)

@@ -68,16 +68,8 @@ def dhfa(options: Distillation, context: Context) -> Method:
     Objective: plain supervision on labelled pixels + options.features L_hfd + options.head L_sup + options.logits L_kd
     + options.hard L_hard. Teacher and student see the same geometry; radiometry is the student's alone. The teacher
     counts where all sensors and dates that it reads have data.
-
-    Raises:
-      UserError: options that contradict each other.
     """
     experiment, spec, statistics, teacher = context.experiment, context.spec, context.statistics, context.teacher
-    if options.pairs < 0 or options.temperature <= 0:
-        raise UserError(
-            f"method.pairs is {options.pairs} and method.temperature {options.temperature}: a whole number from 0 and "
-            "a number above 0 are accepted."
-        )
     base = supervised(options, context)
     network = build_network(experiment.network, spec.num_classes, jnp.dtype(experiment.precision))
     weights = class_weights(options, spec, statistics)

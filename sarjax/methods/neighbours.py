@@ -5,9 +5,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from sarjax.losses.contrastive import unit
+from sarjax.options.scene_clustering import MOST_NEIGHBOURS
 
 BLOCK = 256
-ROWS = 4096  # banks are padded to a multiple: their size depends on the data, never on the mesh
+ROWS = MOST_NEIGHBOURS  # banks are padded to a multiple: their size depends on the data, never on the mesh
 
 
 def padded(rows: int) -> int:

@@ -5,7 +5,6 @@ the global mean of the deepest features. METHOD: Li et al., "Contrastive Cluster
 """
 
 import functools
-import sys
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from sarjax.augment.radiometry import radiometry
 from sarjax.config import Augment
 from sarjax.errors import UserError
 from sarjax.losses.contrastive import cluster_loss, instance_loss, unit
-from sarjax.methods.neighbours import ROWS, nearest, padded
+from sarjax.methods.neighbours import nearest, padded
 from sarjax.methods.record import Batch, Context, Method, Outputs, Rest, Term, Tree, Variables
 from sarjax.methods.supervised import SIZE_AT_INIT, supervised
 from sarjax.options import Clustering, SceneClustering
@@ -45,12 +44,11 @@ def with_scene_clustering(method: Method, options: Clustering, context: Context)
     none, both rebuilt at an epoch's end from `options.warmup` epochs on.
 
     Raises:
-      UserError: an option that makes no sense.
+      UserError: the first stream of `method` follows another.
       ValueError: `method` has something of a name that is used here.
     """
     if not (options.instance or options.cluster):
         return method
-    _check(options)
     experiment, spec, statistics = context.experiment, context.spec, context.statistics
     inputs, first = experiment.inputs, next(iter(method.streams))
     if method.streams[first].kind == "follow":
@@ -161,28 +159,6 @@ def _joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     if shared := one.keys() & other.keys():
         raise ValueError(f"scene clustering and the method beside it both have {', '.join(sorted(shared))}")
     return {**one, **other}
-
-
-def _check(options: Clustering) -> None:
-    """UserError that names the first option that makes no sense, and what would."""
-    largest = sys.float_info.max
-    accepted: dict[str, tuple[str, float, float]] = {
-        "instance": ("a number from 0", 0, largest),
-        "cluster": ("a number from 0", 0, largest),
-        "clusters": ("a whole number from 2", 2, largest),
-        "neighbours": (f"a whole number from 1 to {ROWS}", 1, ROWS),
-        "warmup": ("a whole number from 0", 0, largest),
-        "instance_temperature": ("a number from 0.001", 1e-3, largest),
-        "cluster_temperature": ("a number from 0.001", 1e-3, largest),
-        "hidden": ("a whole number from 1", 1, largest),
-        "dimensions": ("a whole number from 1", 1, largest),
-        "region": ("a share from 0 to 1", 0, 1),
-        "jitter": ("a number from 0", 0, largest),
-        "speckle": ("a number from 0", 0, largest),
-    }
-    for name, (what, least, most) in accepted.items():
-        if not least <= getattr(options, name) <= most:
-            raise UserError(f"method.clustering.{name} is {getattr(options, name)}, but should be {what}.")
 
 
 def _notes(options: Clustering, context: Context) -> tuple[str, ...]:

@@ -1,13 +1,29 @@
 """What options of networks and of methods have in common."""
 
 import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
+
+from sarjax.errors import UserError
+
+# What a value should be, in words, and whether it is.
+Accepts = tuple[str, Callable[[Any], bool]]
+COUNT: Accepts = "a whole number from 0", lambda v: v >= 0
+POSITIVE_COUNT: Accepts = "a whole number from 1", lambda v: v >= 1
+POSITIVE: Accepts = "a number above 0", lambda v: 0 < v < math.inf
+NOT_NEGATIVE: Accepts = "a number from 0", lambda v: 0 <= v < math.inf
+SHARE: Accepts = "a share from 0 to 1", lambda v: 0 <= v <= 1
 
 
 class Named:
-    """Base of options: `registry()` lists the subclasses by their `NAME`."""
+    """Base of options: `registry()` lists the subclasses by their `NAME`.
+
+    ACCEPTED: of fields whose type does not say it all, what they should be; a subclass adds to its parent's.
+    """
 
     NAME: ClassVar[str] = ""
+    ACCEPTED: ClassVar[Mapping[str, Accepts]] = {}
 
     @classmethod
     def registry(cls) -> dict[str, Any]:
@@ -34,3 +50,15 @@ class NetworkOptions(Named):
 @dataclasses.dataclass(frozen=True)
 class MethodOptions(Named):
     """Base of a method's options."""
+
+
+def check(options: Any, where: str) -> None:
+    """UserError that names the first field of `options`, or of options inside them, that makes no sense."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            check(value, f"{where}.{field.name}")
+        elif field.name in options.ACCEPTED:
+            accepted, accepts = options.ACCEPTED[field.name]
+            if not accepts(value):
+                raise UserError(f"{where}.{field.name} is {value!r}, but should be {accepted}.")

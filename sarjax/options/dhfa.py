@@ -1,9 +1,10 @@
 """DHFA-Net (Gao et al.): a pyramid of features that are aligned as they are joined, and learning from a teacher."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from sarjax.options.base import NetworkOptions
+from sarjax.options.base import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Accepts, NetworkOptions
 from sarjax.options.scene_clustering import Clustering
 from sarjax.options.supervised import Supervised
 
@@ -45,6 +46,13 @@ class Distillation(Supervised):
     """
 
     NAME: ClassVar[str] = "dhfa"
+    ACCEPTED: ClassVar[Mapping[str, Accepts]] = {
+        **Supervised.ACCEPTED,
+        **dict.fromkeys(("features", "head", "logits", "hard"), NOT_NEGATIVE),
+        "temperature": POSITIVE,
+        "pairs": COUNT,
+        "confidence": SHARE,
+    }
     reading: Literal["direct", "hallucinate"] = "direct"
     features: float = 1.0
     feature_loss: Literal["normalised", "squared"] = "normalised"

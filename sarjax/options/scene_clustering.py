@@ -1,9 +1,15 @@
 """Options of scene clustering (Cheng et al.), and of the same as an auxiliary of other methods."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+from sarjax.options.base import COUNT, NOT_NEGATIVE, POSITIVE_COUNT, SHARE, Accepts
 from sarjax.options.supervised import Supervised
+
+MOST_NEIGHBOURS = 4096  # the rows of the smallest bank
+TEMPERATURE: Accepts = "a number from 0.001", lambda v: 1e-3 <= v < math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +24,20 @@ class Clustering:
     changed, see `config.Augment`; their size is that of the run's crops.
     """
 
+    ACCEPTED: ClassVar[Mapping[str, Accepts]] = {
+        "instance": NOT_NEGATIVE,
+        "cluster": NOT_NEGATIVE,
+        "clusters": ("a whole number from 2", lambda v: v >= 2),
+        "neighbours": (f"a whole number from 1 to {MOST_NEIGHBOURS}", lambda v: 1 <= v <= MOST_NEIGHBOURS),
+        "warmup": COUNT,
+        "instance_temperature": TEMPERATURE,
+        "cluster_temperature": TEMPERATURE,
+        "hidden": POSITIVE_COUNT,
+        "dimensions": POSITIVE_COUNT,
+        "region": SHARE,
+        "jitter": NOT_NEGATIVE,
+        "speckle": NOT_NEGATIVE,
+    }
     instance: float = 1.0
     cluster: float = 1.0
     clusters: int = 10

@@ -1,9 +1,10 @@
 """Options of plain supervised segmentation."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from sarjax.options.base import MethodOptions
+from sarjax.options.base import NOT_NEGATIVE, Accepts, MethodOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +17,11 @@ class Supervised(MethodOptions):
     """
 
     NAME: ClassVar[str] = "supervised"
+    ACCEPTED: ClassVar[Mapping[str, Accepts]] = {
+        "dice": NOT_NEGATIVE,
+        "auxiliary": NOT_NEGATIVE,
+        "label_smoothing": ("a share from 0 to below 1", lambda v: 0 <= v < 1),
+    }
     dice: float = 0.0
     auxiliary: float = 0.0
     class_weights: Literal["none", "histogram", "given"] = "none"

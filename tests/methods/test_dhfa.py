@@ -324,6 +324,6 @@ def test_what_is_refused():
     teacher, _ = taught_by()
     with pytest.raises(UserError, match="reads 'optical', which data set 'toy' does not hold: sar"):
         build_method(context_of(Distillation(), teacher=teacher, spec=sar_only))
-    for wrong in ({"pairs": -1}, {"temperature": 0.0}):
-        with pytest.raises(UserError, match=r"method.pairs is .* and method.temperature"):
-            build(**wrong)
+    for name, value in (("pairs", -1), ("temperature", 0.0), ("features", -1.0), ("confidence", 1.5), ("dice", -0.5)):
+        with pytest.raises(UserError, match=f"method.{name} is {value}, but should be "):
+            build(**{name: value})
