@@ -14,6 +14,7 @@ import numpy as np
 
 from sarjax import recipes
 from sarjax.config import Config
+from sarjax.signals import Stopped
 
 JOBS = ("teacher", "alone", "student")
 TITLES = {
@@ -54,7 +55,6 @@ def run(
     from sarjax.reports.run import draw_curves, draw_panels, evaluate_run
     from sarjax.reports.sheet import sheet
     from sarjax.train.loop import train
-    from sarjax.train.stop import Stopped, termination_raises
 
     began = time.monotonic()
     source, records = out / "scenes", out / "records"
@@ -83,8 +83,7 @@ def run(
                 config.execution, data_dir=str(records), evaluate_every=60, checkpoint_every=60, log_every=20
             ),
         )
-        with termination_raises():
-            state = train(config, runs[job], teacher=runs["teacher"] if job == "student" else None, say=say)
+        state = train(config, runs[job], teacher=runs["teacher"] if job == "student" else None, say=say)
         if int(state.step) < config.experiment.steps:
             raise Stopped  # nobody should be compared with, or taught by, a network that is half trained
         results[job] = evaluate_run(runs[job], split="test", say=say).evaluation

@@ -40,10 +40,10 @@ from sarjax.reports.rows import (
     write_record,
 )
 from sarjax.reports.run import evaluate_run
+from sarjax.signals import Stopped, termination_raises
 from sarjax.train import teacher as teachers
 from sarjax.train.loop import make_method, train
 from sarjax.train.run import newest_whole, read_manifest, resolve
-from sarjax.train.stop import Stopped, termination_raises
 
 SCENES, SIZE = 20, (1024, 1024)  # of made-up scenes: 14 to train on, 2 to validate, 4 to test
 EVALUATIONS = 20  # of a run on val, from which the best checkpoint is chosen

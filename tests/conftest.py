@@ -7,6 +7,7 @@ from pathlib import Path
 # Tests compile much and compute little: the time goes to LLVM.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
+import fake_data
 import hypothesis
 import jax
 import numpy as np
@@ -47,3 +48,27 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real imagery at {folder}: set SARJAX_SHARED_DATA")
     return folder
+
+
+@pytest.fixture(scope="module")
+def session_devices():
+    """The eight devices of the session stay; a verb would ask for others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sarjax.cli.common.devices", lambda host_devices=0: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def fake_records(tmp_path_factory) -> Path:
+    """OMBRIA and WHU-OPT-SAR built from fake files; the folder's name holds what paths stumble over."""
+    from sarjax import recipes
+    from sarjax.data.build import build
+
+    root = tmp_path_factory.mktemp("füße und spaces")
+    fake_data.write_ombria(root / "ombria source")
+    fake_data.write_whu(root / "whu source")
+    asked = {find().experiment.data for find in recipes.RECIPES.values()}
+    for name, config in sorted((data.name, data.config) for data in asked):
+        source = root / ("ombria source" if name == "ombria" else "whu source")
+        build(name, source, root / "records", config)
+    return root / "records"

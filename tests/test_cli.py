@@ -1,6 +1,5 @@
 """The command line as a user meets it: each verb for real on tiny files, and one sentence for what is wrong."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -8,146 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fake_data
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from verbs import SHRINK, fails, run
 
-from sarjax import cli, recipes
-from sarjax.cli import common, training
-from sarjax.config import Inputs, difference
-from sarjax.data.pipeline import Batches
 from sarjax.data.store import open_dataset
 from sarjax.machine import visible_cores
-from sarjax.methods import build_method
-from sarjax.methods.record import Context, Rest, Schedule, Teacher
-from sarjax.options import LANet, PSPNet, Supervised
 
-
-@pytest.fixture(autouse=True, scope="module")
-def devices():
-    """The eight devices of the session stay; a verb would ask for others."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "devices", lambda host_devices=0: None)
-        yield
+pytestmark = pytest.mark.usefixtures("session_devices")
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
-    """OMBRIA and WHU-OPT-SAR built from fake files; the folder's name holds what paths stumble over."""
-    root = tmp_path_factory.mktemp("füße und spaces")
-    fake_data.write_ombria(root / "ombria source")
-    fake_data.write_whu(root / "whu source")
-    asked = {find().experiment.data for find in recipes.RECIPES.values()}
-    for name, config in sorted((data.name, data.config) for data in asked):
-        source = root / ("ombria source" if name == "ombria" else "whu source")
-        run("data", "build", name, "--config", config, "--source", source, "--out", root / "records")
-    return root / "records"
-
-
-SHRINK = [
-    *("--steps", "2", "--batch-size", "2", "--augment.crop", "64", "--network.width", "0.0625"),
-    *("--mesh.data", "1", "--no-tensorboard"),
-]
-
-
-def run(*args):
-    cli.main([str(a) for a in args])
-
-
-def fails(capsys, *args):
-    """The one line that a user reads."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as e:
-        run(*args)
-    assert e.value.code == 2
-    out, err = (text.strip() for text in capsys.readouterr())
-    assert out == ""
-    assert "Traceback" not in err
-    assert len(err.splitlines()) == 1, err
-    return err
-
-
-@pytest.fixture(scope="module")
-def trained(records, tmp_path_factory):
+def trained(fake_records, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "ün run"
-    run("train", "ombria_s1", "--workdir", workdir, "--data-dir", records, *SHRINK)
+    run("train", "ombria_s1", "--workdir", workdir, "--data-dir", fake_records, *SHRINK)
     return workdir
 
 
-def _kinds():
-    """A recipe of every pair of network and method."""
-    found = {}
-    for name in sorted(recipes.RECIPES):
-        e = recipes.find(name).experiment
-        found.setdefault((e.network.NAME, e.method.NAME), name)
-    return found
-
-
-@pytest.mark.parametrize("recipe", _kinds().values())
-def test_a_recipe_of_every_kind_runs(recipe, records, tmp_path):
-    taught = ()
-    if recipes.find(recipe).experiment.method.NAME == "dhfa":
-        labels = ("--data.labelled", "0.5") if recipes.find(recipe).experiment.method.pairs else ()
-        run("train", "dhfa_teacher", "--workdir", tmp_path / "teacher", "--data-dir", records, *SHRINK)
-        taught = ("--teacher", tmp_path / "teacher", *labels)
-    run("train", recipe, "--workdir", tmp_path / "run", "--data-dir", records, *SHRINK, *taught)
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"] == recipe
-
-
-@pytest.mark.parametrize("recipe", sorted(recipes.RECIPES))
-def test_every_recipe_fits_its_data(recipe, records):
-    """Traced, not run: networks, inputs, method and labels go together. Its docstring says how it is run."""
-    e = recipes.find(recipe).experiment
-    dataset = open_dataset(e.data.name, e.data.config, str(records))
-    e = dataclasses.replace(e, network=dataclasses.replace(e.network, width=0.0625), batch_size=2, steps=2)
-    teacher = None
-    if e.method.NAME == "dhfa":
-        seen = dataclasses.replace(e, inputs=Inputs(modalities=("optical",)), method=Supervised())
-        built = build_method(Context(seen, dataset.spec, dataset.statistics, Schedule(2, 2, 2)))
-        teacher = Teacher(built, seen, dataset.spec, dataset.statistics)
-    method = build_method(Context(e, dataset.spec, dataset.statistics, Schedule(2, 2, 2), teacher))
-    state = jax.eval_shape(method.init, jax.random.key(0))
-    frozen = jax.eval_shape(teacher.method.init, jax.random.key(0)) if teacher else None
-    tables = {s.table: np.full((4096, 3), -1) for s in method.streams.values() if s.kind == "follow"}
-    labelled = 1.0 if e.data.labelled == 1 else 0.5  # the fake records are few
-    tiles = dataset.split("train")
-    batch = Batches(tiles, method.streams, batch_size=2, seed=0, labelled=labelled, tables=tables)[0]
-    rest = Rest(frozen, state.stats, state.memory)
-    terms, _ = jax.eval_shape(method.loss, state.params, rest, batch, jax.random.key(0), jnp.int32(0))
-    assert terms
-    assert (recipes.RECIPES[recipe].__doc__ or "").count(f"sarjax train {recipe} ") == 1, "says how it is run"
-
-
-def test_preset_quarters_the_width_and_thirds_the_epochs():
-    full, small = recipes.find("ombria_s1"), recipes.find("ombria_s1", "cpu")
-    assert small.recipe == "ombria_s1+cpu"
-    assert small.experiment.network.width == full.experiment.network.width / 4 == 0.25
-    assert small.experiment.epochs == full.experiment.epochs / 3 == 40
-    assert difference(full, small) == [
-        "recipe: 'ombria_s1' -> 'ombria_s1+cpu'",
-        "experiment.network.width: 1.0 -> 0.25",
-        "experiment.epochs: 120.0 -> 40.0",
-    ]
-
-
-def test_another_network_or_method_than_the_recipes(tmp_path, capsys):
-    default = recipes.find("dhfa_student", "cpu")
-    config, rest = training._exchanged(default, "network", ["--workdir", "w", "--network", "lanet", "--seed", "1"])
-    assert config.experiment.network == LANet(width=0.25)
-    assert rest == ["--workdir", "w", "--seed", "1"]
-    assert dataclasses.replace(config.experiment, network=default.experiment.network) == default.experiment
-    config, rest = training._exchanged(default, "method", ["--method", "supervised"])
-    assert (config.experiment.method, rest) == (Supervised(dice=1.0), [])
-    config, _ = training._exchanged(default, "network", ["--network", "pspnet"])
-    assert config.experiment.network == PSPNet(encoder="resnet18", width=0.25), "channels mean something else there"
-    assert training._exchanged(default, "method", ["--method.dice", "2"]) == (default, ["--method.dice", "2"])
-    assert "did you mean 'lanet'" in fails(capsys, "train", "dhfa_student", "--network", "lanat", "--workdir", tmp_path)
-    assert "unknown method ''" in fails(capsys, "train", "dhfa_student", "--workdir", tmp_path, "--method")
-
-
-def test_eval_prints_and_writes(trained, records, capsys):
+def test_eval_prints_and_writes(trained, fake_records, capsys):
     capsys.readouterr()
     run("eval", trained)
     out = capsys.readouterr().out
@@ -162,6 +40,8 @@ def test_eval_prints_and_writes(trained, records, capsys):
     assert 0 <= found["pooled"]["macro"]["iou"] <= 1
     assert 0 < found["pooled"]["map"] <= 1
     assert found["step"] == 2
+    assert "scores" not in found
+    assert "scores" in json.loads((trained / "eval" / "test-last.json").read_text())
     looks = json.loads((trained / "manifest.json").read_text())["test_looks"]
     assert [look["checkpoint"] for look in looks] == ["checkpoints/2"]
     assert "kept no running mean" in fails(capsys, "eval", trained, "--ema")
@@ -182,13 +62,13 @@ def losses(workdir):
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
-def test_the_same_command_again(trained, records, capsys):
+def test_the_same_command_again(trained, fake_records, capsys):
     capsys.readouterr()
-    run("train", "ombria_s1", "--workdir", trained, "--data-dir", records, *SHRINK)
+    run("train", "ombria_s1", "--workdir", trained, "--data-dir", fake_records, *SHRINK)
     assert "trained to its last step" in capsys.readouterr().err
 
 
-def test_the_written_config_runs_again(trained, records, tmp_path, capsys):
+def test_the_written_config_runs_again(trained, fake_records, tmp_path, capsys):
     """config.json holds all of a run: another run from it is the same to the bit, on the same data only."""
     file = tmp_path / "config.json"
     shutil.copy(trained / "config.json", file)
@@ -237,9 +117,9 @@ def test_the_fingerprint_is_no_option(tmp_path, capsys):
     assert "config.json" in capsys.readouterr().out
 
 
-def test_init_from_another_run(trained, records, tmp_path, capsys):
+def test_init_from_another_run(trained, fake_records, tmp_path, capsys):
     fresh, warm = tmp_path / "fresh", tmp_path / "warm"
-    one = ["--data-dir", records, *SHRINK, "--steps", "1", "--seed", "3"]
+    one = ["--data-dir", fake_records, *SHRINK, "--steps", "1", "--seed", "3"]
     run("train", "ombria_s1", "--workdir", fresh, *one)
     capsys.readouterr()
     run("train", "ombria_s1", "--workdir", warm, "--init-from", trained, *one)
@@ -253,9 +133,9 @@ def test_init_from_another_run(trained, records, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-def test_extend_steps(trained, records, tmp_path, capsys):
+def test_extend_steps(trained, fake_records, tmp_path, capsys):
     workdir = shutil.copytree(trained, tmp_path / "run")
-    command = ["train", "ombria_s1", "--workdir", workdir, "--data-dir", records, *SHRINK]
+    command = ["train", "ombria_s1", "--workdir", workdir, "--data-dir", fake_records, *SHRINK]
     for steps in ("1", "2"):
         assert f"--extend-steps {steps}" in fails(capsys, *command, "--extend-steps", steps)
     run(*command, "--extend-steps", "3")
@@ -265,14 +145,23 @@ def test_extend_steps(trained, records, tmp_path, capsys):
     assert "trained to its last step, 3" in capsys.readouterr().err
     assert "--extend-steps 2" in fails(capsys, *command, "--extend-steps", "2")
     assert "no run" in fails(
-        capsys, "train", "ombria_s1", "--workdir", tmp_path / "x", "--data-dir", records, *SHRINK, "--extend-steps", "9"
+        capsys,
+        "train",
+        "ombria_s1",
+        "--workdir",
+        tmp_path / "x",
+        "--data-dir",
+        fake_records,
+        *SHRINK,
+        "--extend-steps",
+        "9",
     )
 
 
-def test_events_and_manifest(records, tmp_path):
+def test_events_and_manifest(fake_records, tmp_path):
     workdir = tmp_path / "run"
     shrink = [a for a in SHRINK if a != "--no-tensorboard"]
-    run("train", "ombria_s1", "--workdir", workdir, "--data-dir", records, *shrink)
+    run("train", "ombria_s1", "--workdir", workdir, "--data-dir", fake_records, *shrink)
     assert [p for p in (workdir / "events").iterdir() if p.name.startswith("events.out.tfevents")]
     (start,) = json.loads((workdir / "manifest.json").read_text())["starts"]
     assert start["cores"] == visible_cores()
@@ -281,13 +170,13 @@ def test_events_and_manifest(records, tmp_path):
     assert start["step"] == 0
 
 
-def test_damaged_files_are_named(trained, records, tmp_path, capsys):
+def test_damaged_files_are_named(trained, fake_records, tmp_path, capsys):
     workdir = shutil.copytree(trained, tmp_path / "run")
     (workdir / "manifest.json").write_text('{"host_devices": 1')
-    again = ["train", "ombria_s1", "--workdir", workdir, "--data-dir", records, *SHRINK]
+    again = ["train", "ombria_s1", "--workdir", workdir, "--data-dir", fake_records, *SHRINK]
     for command in (again, ["eval", workdir], ["show", workdir]):
         assert f"{workdir / 'manifest.json'} is damaged" in fails(capsys, *command)
-    copy = shutil.copytree(records, tmp_path / "records")
+    copy = shutil.copytree(fake_records, tmp_path / "records")
     shard = next(copy.glob("ombria/*/ombria-train*"))
     shard.write_bytes(shard.read_bytes()[:100_000])
     for command in (
@@ -310,7 +199,7 @@ def test_results_that_cannot_be_written(trained, tmp_path, capsys, monkeypatch):
     assert (workdir / "manifest.json").read_bytes() == before
 
 
-def test_panels(trained, records, tmp_path):
+def test_panels(trained, fake_records, tmp_path):
     from PIL import Image
 
     from sarjax.errors import UserError
@@ -320,7 +209,7 @@ def test_panels(trained, records, tmp_path):
     one, all_of_them = (np.asarray(Image.open(p).convert("RGB")) for p in paths)
     assert all_of_them.shape[0] > 1.5 * one.shape[0], "there are two test tiles"
     assert all_of_them.shape[1] == one.shape[1]
-    for colour in open_dataset("ombria", data_dir=records).spec.palette:
+    for colour in open_dataset("ombria", data_dir=fake_records).spec.palette:
         assert (one == colour).all(-1).any()
     with pytest.raises(UserError, match="did you mean 'test'"):
         draw_panels({"prediction": trained}, tmp_path / "x.png", split="tset")
@@ -332,11 +221,11 @@ def test_panels(trained, records, tmp_path):
         draw_panels({"prediction": other}, tmp_path / "x.png")
 
 
-def test_data_show_and_stats(records, tmp_path, capsys):
-    run("data", "show", "ombria", "--data-dir", records, "--out", tmp_path / "ä.png", "--tiles", "2")
+def test_data_show_and_stats(fake_records, tmp_path, capsys):
+    run("data", "show", "ombria", "--data-dir", fake_records, "--out", tmp_path / "ä.png", "--tiles", "2")
     assert (tmp_path / "ä.png").read_bytes().startswith(b"\x89PNG")
     assert "flood" in capsys.readouterr().out
-    folder = next((records / "ombria").iterdir())
+    folder = next((fake_records / "ombria").iterdir())
     before = (folder / "stats.json").read_bytes()
     run("data", "stats", folder)
     assert (folder / "stats.json").read_bytes() == before
@@ -345,7 +234,7 @@ def test_data_show_and_stats(records, tmp_path, capsys):
         (("--out", tmp_path / "a" / "b.png"), "cannot write"),
         (("--tiles", "0"), "at least 1"),
     ]:
-        assert message in fails(capsys, "data", "show", "ombria", "--data-dir", records, *wrong)
+        assert message in fails(capsys, "data", "show", "ombria", "--data-dir", fake_records, *wrong)
 
 
 def test_models(capsys):
@@ -358,7 +247,7 @@ def test_models(capsys):
         assert f"{what} is 0" in fails(capsys, "models", f"--{what}", "0")
 
 
-def test_errors_are_one_sentence(records, tmp_path, capsys, monkeypatch):
+def test_errors_are_one_sentence(fake_records, tmp_path, capsys, monkeypatch):
     assert "did you mean 'train'" in fails(capsys, "trian")
     assert "did you mean 'ombria_s1_plain'" in fails(capsys, "train", "ombria_s1_plan", "--workdir", tmp_path / "x")
     assert "did you mean 'cpu'" in fails(capsys, "train", "ombria_s1", "--preset", "cup", "--workdir", tmp_path)
@@ -370,12 +259,12 @@ def test_errors_are_one_sentence(records, tmp_path, capsys, monkeypatch):
     assert "sarjax data build ombria" in missing
     assert not (tmp_path / "y").exists()
     other = fails(
-        capsys, "train", "ombria_s1", "--workdir", tmp_path / "z", "--data-dir", records, "--teacher", tmp_path
+        capsys, "train", "ombria_s1", "--workdir", tmp_path / "z", "--data-dir", fake_records, "--teacher", tmp_path
     )
     assert "--teacher" in other
     (tmp_path / "file").write_text("")
     unwritable = fails(
-        capsys, "train", "ombria_s1", "--workdir", tmp_path / "file" / "run", "--data-dir", records, *SHRINK
+        capsys, "train", "ombria_s1", "--workdir", tmp_path / "file" / "run", "--data-dir", fake_records, *SHRINK
     )
     assert "cannot write" in unwritable
 
@@ -404,14 +293,14 @@ def test_help_loads_nothing_heavy():
     assert "ombria_s1" in done.stdout
 
 
-def test_training_loads_neither_tensorflow_nor_rasterio(records, tmp_path):
+def test_training_loads_neither_tensorflow_nor_rasterio(fake_records, tmp_path):
     code = (
         "import sys; from sarjax import cli\n"
         "cli.main(sys.argv[1:])\n"
         "assert not {'tensorflow', 'rasterio', 'matplotlib'} & set(sys.modules)\n"
         "assert 'jax' in sys.modules\n"
     )
-    done = python("-c", code, "train", "ombria_s1", "--workdir", tmp_path / "r", "--data-dir", records, *SHRINK)
+    done = python("-c", code, "train", "ombria_s1", "--workdir", tmp_path / "r", "--data-dir", fake_records, *SHRINK)
     assert done.returncode == 0, done.stderr
     assert "step 2/2" in done.stderr
     manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
@@ -426,7 +315,7 @@ def test_training_loads_neither_tensorflow_nor_rasterio(records, tmp_path):
         "--host-devices",
         "5",
         "--data-dir",
-        records,
+        fake_records,
         *SHRINK,
     )
     assert refused.returncode == 2

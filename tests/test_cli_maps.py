@@ -8,21 +8,9 @@ import fake_data
 import numpy as np
 import pytest
 import rasterio
+from verbs import run
 
-from sarjax import cli
-from sarjax.cli import common
-
-
-@pytest.fixture(autouse=True, scope="module")
-def devices():
-    """The eight devices of the session stay; a verb would ask for others."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "devices", lambda host_devices=0: None)
-        yield
-
-
-def run(*args):
-    cli.main([str(a) for a in args])
+pytestmark = pytest.mark.usefixtures("session_devices")
 
 
 def fails(capsys, *args, code=2):

@@ -7,7 +7,7 @@ import pytest
 
 from sarjax import cli, demo, raster, recipes
 from sarjax.config import Mesh, difference
-from sarjax.train.stop import Stopped
+from sarjax.signals import Stopped
 
 
 def test_majority():

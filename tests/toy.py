@@ -16,6 +16,7 @@ from sarjax.methods.record import Head, Method, Outputs, Rest, Term, Variables
 from sarjax.models.segmenters import FieldOfView
 from sarjax.options import FCN, MethodOptions, NetworkOptions
 from sarjax.spec import BandSpec, BandStatistics, ClassSpec, DatasetSpec, ModalitySpec, Statistics, Stream
+from sarjax.train import loop
 
 SPEC = DatasetSpec(
     name="toy",
@@ -221,3 +222,10 @@ def with_small_features(method: Method, image, weight: float = 0.01) -> Method:
         return terms | {"small": Term(size, rows, weight)}, outputs
 
     return method._replace(init=init, loss=loss)
+
+
+def train(cfg, workdir, **kwargs):
+    """Of the toy data set, unless `dataset` is given: (state, what was said)."""
+    said = []
+    state = loop.train(cfg, workdir, say=said.append, **({"dataset": dataset()} | kwargs))
+    return state, said

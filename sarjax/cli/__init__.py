@@ -71,13 +71,9 @@ def demo(out: Path = Path("sarjax-demo"), seed: int = 0) -> None:
     """
     common.devices()
     from sarjax.demo import run
-    from sarjax.train.stop import Stopped
 
-    try:
+    with common.stoppable():
         run(out, seed, say=note)
-    except Stopped:
-        note("sarjax: stopped; the same command goes on from there")
-        sys.exit(143)
 
 
 VERBS: dict[str, Verb] = {

@@ -1,14 +1,16 @@
 """What every verb needs: output, devices, and how a function becomes a verb. Loads no jax until it has to."""
 
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tyro
 
 from sarjax.errors import unknown
 from sarjax.machine import visible_cores
+from sarjax.signals import Stopped, termination_raises
 
 Verb = Callable[[Sequence[str]], None]
 
@@ -30,6 +32,17 @@ def devices(host_devices: int = 0) -> None:
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # the checkpoint library warns of what is meant
     jax.config.update("jax_num_cpu_devices", host_devices or visible_cores())
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM ends the block like an interruption, so that it cleans up, and the process with exit code 143."""
+    try:
+        with termination_raises():
+            yield
+    except Stopped:
+        note("sarjax: stopped by signal; the same command goes on from there")
+        sys.exit(143)
 
 
 def command(name: str, function: Callable[..., None]) -> Verb:

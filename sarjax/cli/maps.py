@@ -1,11 +1,7 @@
 """Verbs that put a trained run to use: predict, export."""
 
-import contextlib
-import signal
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
@@ -57,7 +53,7 @@ def predict(
     from sarjax.data.build import console_progress
     from sarjax.reports.maps import predict_run
 
-    with _terminated(), console_progress("predict") as progress:
+    with common.stoppable(), console_progress("predict") as progress:
         maps = predict_run(
             run,
             scenes,
@@ -76,30 +72,6 @@ def predict(
         )
     if json:
         print_json(maps)
-
-
-class _Terminated(BaseException):
-    """SIGTERM came: nothing that catches errors should hold it up."""
-
-
-@contextlib.contextmanager
-def _terminated() -> Iterator[None]:
-    """SIGTERM ends the block like an interruption, so that it cleans up, and the process with exit code 143."""
-
-    def stop(*_: Any) -> None:
-        raise _Terminated
-
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with contextlib.suppress(ValueError):  # outside the main thread nobody can send it a signal
-            signal.signal(signal.SIGTERM, stop)
-        yield
-    except _Terminated:
-        note("sarjax: stopped by signal; the same command goes on from there")
-        sys.exit(143)
-    finally:
-        with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGTERM, before)
 
 
 def export(

@@ -161,7 +161,7 @@ def evaluate(
         ema: evaluate the running mean of the parameters.
         head: which of the method's heads ("" = its default).
         data_dir: where built records are ("" = as the run was trained, else $SARJAX_DATA_DIR or ~/sarjax_data).
-        json: print JSON instead of a table.
+        json: print JSON instead of a table; the written JSON also holds the histograms of scores.
     """
     from sarjax.train.run import read_manifest
 
@@ -171,7 +171,9 @@ def evaluate(
 
     result = evaluate_run(run, split=split, checkpoint=checkpoint, ema=ema, head=head, data_dir=data_dir, say=note)
     if json:
-        print_json({"run": str(run), "split": split, "step": result.step} | to_dict(result.evaluation, result.spec))
+        found = to_dict(result.evaluation, result.spec)
+        del found["scores"]  # counts for whoever pools them; the written file holds them
+        print_json({"run": str(run), "split": split, "step": result.step} | found)
     else:
         from rich.console import Console
 

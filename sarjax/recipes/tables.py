@@ -138,18 +138,19 @@ TABLES["dhfa"] = (
             Row("few_teacher_both", "dhfa_few_teacher_both", {}, test=True),
             Row("few_alone", "dhfa_few_alone", {}, test=True),
             Row("few_logits", "dhfa_few_logits", {}, teacher="few_teacher"),
-            Row("few_hard", "dhfa_few_hard", {}, teacher="few_teacher"),
-            Row("few_student", "dhfa_few_student", {}, teacher="few_teacher", test=True),
-            Row("few_student_of_both", "dhfa_few_student", {}, teacher="few_teacher_both", test=True),
-            Row("few_student_of_all", "dhfa_few_student", {}, teacher="teacher", test=True),
-            Row("few_hard_of_all_both", "dhfa_few_hard", {}, teacher="teacher_both"),
+            Row("few_student", "dhfa_few_student", {}, teacher="few_teacher"),
+            Row("few_student_of_all", "dhfa_few_student", {}, teacher="teacher"),
+            Row("few_hard", "dhfa_few_hard", {}, teacher="few_teacher", test=True),
+            Row("few_hard_of_both", "dhfa_few_hard", {}, teacher="few_teacher_both", test=True),
+            Row("few_hard_of_all", "dhfa_few_hard", {}, teacher="teacher", test=True),
+            Row("few_hard_of_all_both", "dhfa_few_hard", {}, teacher="teacher_both", test=True),
         ),
         baseline="few_alone",
         metrics=SCALARS,
         source="",
         note="Labels on 1/8 of the tiles, the teacher's signal on all; as many steps, on as many labelled tiles a "
-        "step, as with all labels. few_hard: supervised by the teacher's answers too. _of_all: the teacher saw all "
-        "labels.",
+        "step, as with all labels. few_hard: supervised by the teacher's answers too. _of_both: the teacher "
+        "saw optical and SAR images; _of_all: it saw all labels.",
     ),
     Table(
         name="alignment",

@@ -2,7 +2,6 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -41,24 +40,3 @@ class StopFlag:
         signal.signal(signal.SIGTERM, self._old)
         if self._seen and (error or not self.obeyed) and callable(self._old):
             signal.raise_signal(signal.SIGTERM)
-
-
-class Stopped(BaseException):
-    """SIGTERM came, or ended a training: nothing that catches errors should hold it up."""
-
-
-@contextlib.contextmanager
-def termination_raises() -> Iterator[None]:
-    """SIGTERM raises `Stopped`, between runs: during one the training loop listens itself, and hands it on if late."""
-
-    def stop(*_: Any) -> None:
-        raise Stopped
-
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with contextlib.suppress(ValueError):  # outside the main thread nobody can send it a signal
-            signal.signal(signal.SIGTERM, stop)
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,92 @@
+"""Every recipe fits its data, one of every kind runs, and a preset or another network changes what it says."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from verbs import SHRINK, fails, run
+
+from sarjax import recipes
+from sarjax.cli import training
+from sarjax.config import Inputs, difference
+from sarjax.data.pipeline import Batches
+from sarjax.data.store import open_dataset
+from sarjax.methods import build_method
+from sarjax.methods.record import Context, Rest, Schedule, Teacher
+from sarjax.options import LANet, PSPNet, Supervised
+
+pytestmark = pytest.mark.usefixtures("session_devices")
+
+
+def _kinds():
+    """A recipe of every pair of network and method."""
+    found = {}
+    for name in sorted(recipes.RECIPES):
+        e = recipes.find(name).experiment
+        found.setdefault((e.network.NAME, e.method.NAME), name)
+    return found
+
+
+@pytest.mark.parametrize("recipe", _kinds().values())
+def test_a_recipe_of_every_kind_runs(recipe, fake_records, tmp_path):
+    taught = ()
+    if recipes.find(recipe).experiment.method.NAME == "dhfa":
+        labels = ("--data.labelled", "0.5") if recipes.find(recipe).experiment.method.pairs else ()
+        run("train", "dhfa_teacher", "--workdir", tmp_path / "teacher", "--data-dir", fake_records, *SHRINK)
+        taught = ("--teacher", tmp_path / "teacher", *labels)
+    run("train", recipe, "--workdir", tmp_path / "run", "--data-dir", fake_records, *SHRINK, *taught)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"] == recipe
+
+
+@pytest.mark.parametrize("recipe", sorted(recipes.RECIPES))
+def test_every_recipe_fits_its_data(recipe, fake_records):
+    """Traced, not run: networks, inputs, method and labels go together. Its docstring says how it is run."""
+    e = recipes.find(recipe).experiment
+    dataset = open_dataset(e.data.name, e.data.config, str(fake_records))
+    e = dataclasses.replace(e, network=dataclasses.replace(e.network, width=0.0625), batch_size=2, steps=2)
+    teacher = None
+    if e.method.NAME == "dhfa":
+        seen = dataclasses.replace(e, inputs=Inputs(modalities=("optical",)), method=Supervised())
+        built = build_method(Context(seen, dataset.spec, dataset.statistics, Schedule(2, 2, 2)))
+        teacher = Teacher(built, seen, dataset.spec, dataset.statistics)
+    method = build_method(Context(e, dataset.spec, dataset.statistics, Schedule(2, 2, 2), teacher))
+    state = jax.eval_shape(method.init, jax.random.key(0))
+    frozen = jax.eval_shape(teacher.method.init, jax.random.key(0)) if teacher else None
+    tables = {s.table: np.full((4096, 3), -1) for s in method.streams.values() if s.kind == "follow"}
+    labelled = 1.0 if e.data.labelled == 1 else 0.5  # the fake records are few
+    tiles = dataset.split("train")
+    batch = Batches(tiles, method.streams, batch_size=2, seed=0, labelled=labelled, tables=tables)[0]
+    rest = Rest(frozen, state.stats, state.memory)
+    terms, _ = jax.eval_shape(method.loss, state.params, rest, batch, jax.random.key(0), jnp.int32(0))
+    assert terms
+    assert (recipes.RECIPES[recipe].__doc__ or "").count(f"sarjax train {recipe} ") == 1, "says how it is run"
+
+
+def test_preset_quarters_the_width_and_thirds_the_epochs():
+    full, small = recipes.find("ombria_s1"), recipes.find("ombria_s1", "cpu")
+    assert small.recipe == "ombria_s1+cpu"
+    assert small.experiment.network.width == full.experiment.network.width / 4 == 0.25
+    assert small.experiment.epochs == full.experiment.epochs / 3 == 40
+    assert difference(full, small) == [
+        "recipe: 'ombria_s1' -> 'ombria_s1+cpu'",
+        "experiment.network.width: 1.0 -> 0.25",
+        "experiment.epochs: 120.0 -> 40.0",
+    ]
+
+
+def test_another_network_or_method_than_the_recipes(tmp_path, capsys):
+    default = recipes.find("dhfa_student", "cpu")
+    config, rest = training._exchanged(default, "network", ["--workdir", "w", "--network", "lanet", "--seed", "1"])
+    assert config.experiment.network == LANet(width=0.25)
+    assert rest == ["--workdir", "w", "--seed", "1"]
+    assert dataclasses.replace(config.experiment, network=default.experiment.network) == default.experiment
+    config, rest = training._exchanged(default, "method", ["--method", "supervised"])
+    assert (config.experiment.method, rest) == (Supervised(dice=1.0), [])
+    config, _ = training._exchanged(default, "network", ["--network", "pspnet"])
+    assert config.experiment.network == PSPNet(encoder="resnet18", width=0.25), "channels mean something else there"
+    assert training._exchanged(default, "method", ["--method.dice", "2"]) == (default, ["--method.dice", "2"])
+    assert "did you mean 'lanet'" in fails(capsys, "train", "dhfa_student", "--network", "lanat", "--workdir", tmp_path)
+    assert "unknown method ''" in fails(capsys, "train", "dhfa_student", "--workdir", tmp_path, "--method")
