@@ -17,6 +17,7 @@ from sarjax.data.store import open_dataset
 from sarjax.methods import build_method
 from sarjax.methods.record import Context, Rest, Schedule, Teacher
 from sarjax.options import LANet, PSPNet, Supervised
+from sarjax.recipes import tables
 
 pytestmark = pytest.mark.usefixtures("session_devices")
 
@@ -41,10 +42,16 @@ def test_a_recipe_of_every_kind_runs(recipe, fake_records, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"] == recipe
 
 
-@pytest.mark.parametrize("recipe", sorted(recipes.RECIPES))
-def test_every_recipe_fits_its_data(recipe, fake_records):
+@pytest.mark.parametrize(
+    ("recipe", "data"),
+    [(name, "") for name in sorted(recipes.RECIPES)]
+    + [
+        (name, "ombria") for name in sorted(recipes.RECIPES) if recipes.find(name).experiment.data.name == "whu_opt_sar"
+    ],
+)
+def test_every_recipe_fits_its_data(recipe, data, fake_records):
     """Traced, not run: networks, inputs, method and labels go together. Its docstring says how it is run."""
-    e = recipes.find(recipe).experiment
+    e = training._default(recipe, data, "").experiment
     dataset = open_dataset(e.data.name, e.data.config, str(fake_records))
     e = dataclasses.replace(e, network=dataclasses.replace(e.network, width=0.0625), batch_size=2, steps=2)
     teacher = None
@@ -55,10 +62,10 @@ def test_every_recipe_fits_its_data(recipe, fake_records):
     method = build_method(Context(e, dataset.spec, dataset.statistics, Schedule(2, 2, 2), teacher))
     state = jax.eval_shape(method.init, jax.random.key(0))
     frozen = jax.eval_shape(teacher.method.init, jax.random.key(0)) if teacher else None
-    tables = {s.table: np.full((4096, 3), -1) for s in method.streams.values() if s.kind == "follow"}
+    neighbours = {s.table: np.full((4096, 3), -1) for s in method.streams.values() if s.kind == "follow"}
     labelled = 1.0 if e.data.labelled == 1 else 0.5  # the fake records are few
     tiles = dataset.split("train")
-    batch = Batches(tiles, method.streams, batch_size=2, seed=0, labelled=labelled, tables=tables)[0]
+    batch = Batches(tiles, method.streams, batch_size=2, seed=0, labelled=labelled, tables=neighbours)[0]
     rest = Rest(frozen, state.stats, state.memory)
     terms, _ = jax.eval_shape(method.loss, state.params, rest, batch, jax.random.key(0), jnp.int32(0))
     assert terms
@@ -75,6 +82,21 @@ def test_preset_quarters_the_width_and_thirds_the_epochs():
         "experiment.network.width: 1.0 -> 0.25",
         "experiment.epochs: 120.0 -> 40.0",
     ]
+
+
+def test_other_data_than_the_recipes(fake_records, tmp_path, capsys):
+    """As tables put a row there."""
+    run("train", "synthetic_sar", "--data", "ombria", "--workdir", tmp_path / "a", "--data-dir", fake_records, *SHRINK)
+    written = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert written["recipe"] == "synthetic_sar+ombria"
+    assert written["experiment"]["inputs"]["date_difference"]
+    assert training._default("dhfa_few_student", "ombria", "cpu") == tables.on(
+        recipes.find("dhfa_few_student"), "ombria", "cpu"
+    )
+    assert "did you mean 'ombria'" in fails(capsys, "train", "dhfa_student", "--data", "ombra", "--workdir", tmp_path)
+    assert "unknown data ''" in fails(capsys, "train", "dhfa_student", "--workdir", tmp_path, "--data")
+    again = fails(capsys, "train", tmp_path / "a" / "config.json", "--data", "ombria", "--workdir", tmp_path / "b")
+    assert "takes none" in again
 
 
 def test_another_network_or_method_than_the_recipes(tmp_path, capsys):

@@ -229,3 +229,19 @@ def train(cfg, workdir, **kwargs):
     said = []
     state = loop.train(cfg, workdir, say=said.append, **({"dataset": dataset()} | kwargs))
     return state, said
+
+
+def scored(b=8, h=12, w=9, k=5, seed=0):
+    """Logits, labels and which rows count: class k-1 is never true, class k-2 never predicted, row 1 is ignored, row 2
+    is padding, labels have a stray 200.
+    """
+    r = np.random.default_rng(seed)
+    logits = (5 * r.standard_normal((b, h, w, k))).astype(np.float32)
+    logits[..., k - 2] = -45
+    label = r.integers(0, k - 1, (b, h, w)).astype(np.uint8)
+    label[r.random((b, h, w)) < 0.2] = 255
+    label[0, 0, 0] = 200
+    label[1] = 255
+    row_valid = np.ones(b, np.uint8)
+    row_valid[2] = 0
+    return logits, label, row_valid

@@ -1,6 +1,6 @@
 """Verbs of a run: recipes, train, eval, show, report."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,12 +24,13 @@ def recipes_verb(args: Sequence[str]) -> None:
 def train_verb(args: Sequence[str]) -> None:
     """Train a recipe; the same command goes on where a run stopped"""
     from sarjax import recipes
+    from sarjax.recipes import tables
 
     if not args or args[0].startswith("-"):
         if "-h" in args or "--help" in args:
             print(
-                "usage: sarjax train RECIPE --workdir RUN [--preset NAME] [--network NAME] [--method NAME] "
-                "[any dotted field]\n"
+                "usage: sarjax train RECIPE --workdir RUN [--data NAME] [--preset NAME] [--network NAME] "
+                "[--method NAME] [any dotted field]\n"
             )
             print("RECIPE may also be a run's config.json: its values are then the defaults of a run of the same data.")
             print("`sarjax train RECIPE --help` lists the fields; the recipes are:\n")
@@ -37,14 +38,9 @@ def train_verb(args: Sequence[str]) -> None:
             return
         raise UserError(f"sarjax train needs a recipe first: {', '.join(recipes.RECIPES)}, or a run's config.json.")
     name, rest = args[0], list(args[1:])
-    preset = ""
-    if "--preset" in rest:
-        at = rest.index("--preset")
-        if at + 1 == len(rest):
-            raise UserError(f"--preset needs a name: {', '.join(recipes.PRESETS)}.")
-        preset = rest[at + 1]
-        del rest[at : at + 2]
-    default = _default(name, preset)
+    data, rest = _taken("data", rest, tables.DATA)
+    preset, rest = _taken("preset", rest, recipes.PRESETS)
+    default = _default(name, data, preset)
     for part in ("network", "method"):
         default, rest = _exchanged(default, part, rest)
     experiment_type, execution_type = type(default.experiment), type(default.execution)
@@ -97,32 +93,45 @@ def _exchanged(default: Any, part: str, args: list[str]) -> tuple[Any, list[str]
     """
     import dataclasses
 
-    from sarjax.errors import unknown
     from sarjax.options import MethodOptions, NetworkOptions
 
-    if f"--{part}" not in args:
-        return default, args
-    at = args.index(f"--{part}")
-    old = getattr(default.experiment, part)
     known = {"network": NetworkOptions, "method": MethodOptions}[part].registry()
-    if at + 1 == len(args) or args[at + 1] not in known:
-        raise unknown(part, args[at + 1] if at + 1 < len(args) else "", known)
-    kind = known[args[at + 1]]
+    named, rest = _taken(part, args, known)
+    if not named:
+        return default, rest
+    old, kind = getattr(default.experiment, part), known[named]
     common = next(parent for parent in type(old).__mro__ if issubclass(kind, parent))
     kept = {f.name for f in dataclasses.fields(common)} - {"output_stride"}
     new = kind(**{name: getattr(old, name) for name in kept})
     experiment = dataclasses.replace(default.experiment, **{part: new})
-    return dataclasses.replace(default, experiment=experiment), args[:at] + args[at + 2 :]
+    return dataclasses.replace(default, experiment=experiment), rest
 
 
-def _default(name: str, preset: str) -> Any:
-    """The configuration that a training starts from: of a recipe, or of a config.json."""
+def _taken(option: str, args: list[str], known: Iterable[str]) -> tuple[str, list[str]]:
+    """The name that `--option NAME` gives ("" where it is not there), one of `known`, and the other arguments."""
+    from sarjax.errors import unknown
+
+    if f"--{option}" not in args:
+        return "", args
+    at = args.index(f"--{option}")
+    name = args[at + 1] if at + 1 < len(args) else ""
+    if name not in known:
+        raise unknown(option, name, known)
+    return name, args[:at] + args[at + 2 :]
+
+
+def _default(name: str, data: str, preset: str) -> Any:
+    """The configuration that a training starts from: of a recipe, on other data as tables put it there, or of a
+    config.json.
+    """
     from sarjax import config, recipes
+    from sarjax.recipes import tables
 
     if not name.endswith(".json"):
-        return recipes.find(name, preset)
-    if preset:
-        raise UserError(f"--preset {preset} changes a recipe; {name} says all of a run and takes none.")
+        return tables.on(recipes.find(name), data, preset) if data else recipes.find(name, preset)
+    for option, value in (("data", data), ("preset", preset)):
+        if value:
+            raise UserError(f"--{option} {value} changes a recipe; {name} says all of a run and takes none.")
     return config.read(Path(name))
 
 

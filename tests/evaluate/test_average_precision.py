@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from toy import scored
 
 from sarjax.evaluate import average_precision as ap
 from sarjax.evaluate.average_precision import BINS, average_precision, log_odds, score_histogram
@@ -90,19 +91,6 @@ def test_a_perfect_a_reversed_and_a_blind_network():
     np.testing.assert_allclose(both_ways(0 * sure, label)[0], [0.75, 0.25])
 
 
-def case(b=8, h=12, w=9, k=5, seed=0):
-    """Class k-1 is never true, row 1 is ignored, row 2 is padding, labels have a stray 200."""
-    r = np.random.default_rng(seed)
-    logits = (5 * r.standard_normal((b, h, w, k))).astype(np.float32)
-    label = r.integers(0, k - 1, (b, h, w)).astype(np.uint8)
-    label[r.random((b, h, w)) < 0.2] = 255
-    label[0, 0, 0] = 200
-    label[1] = 255
-    row_valid = np.ones(b, np.uint8)
-    row_valid[2] = 0
-    return logits, label, row_valid
-
-
 def plain_count(logits, label, row_valid):
     bins = np.asarray(jax.jit(ap._bin)(jax.jit(log_odds)(logits)))
     out = np.zeros((logits.shape[-1], 2, BINS), np.int64)
@@ -114,7 +102,7 @@ def plain_count(logits, label, row_valid):
 
 
 def test_counts_are_exact():
-    logits, label, row_valid = case()
+    logits, label, row_valid = scored()
     found = histogram(logits, label, row_valid)
     assert found.dtype == jnp.int32
     assert np.array_equal(found, plain_count(logits, label, row_valid))
@@ -128,7 +116,7 @@ def test_counts_are_exact():
 
 
 def test_ignored_pixels_may_hold_anything():
-    logits, label, row_valid = case()
+    logits, label, row_valid = scored()
     counted = (label < 5) & (row_valid > 0)[:, None, None]
     for bad in (np.nan, np.inf, -np.inf, 1e38):
         broken = np.where(counted[..., None], logits, np.float32(bad))
@@ -140,7 +128,7 @@ def test_ignored_pixels_may_hold_anything():
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
 def test_sharded_batches_give_the_same_and_stay_where_they_are(shape):
     mesh = jax.make_mesh(shape, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
-    logits, label, row_valid = case()
+    logits, label, row_valid = scored()
     placed = jax.device_put((logits, label), NamedSharding(mesh, P("data", "space")))
     placed = *placed, jax.device_put(row_valid, NamedSharding(mesh, P("data")))
     step = jax.jit(score_histogram, out_shardings=NamedSharding(mesh, P())).lower(*placed).compile()

@@ -6,24 +6,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from toy import scored
 
 from sarjax.evaluate.confusion import confusion_matrix, confusion_per_row
 
 K = 5
-
-
-def case(b=8, h=12, w=9, seed=0):
-    """Class 4 is never true, class 3 never predicted, row 1 is ignored, row 2 is padding, labels have a stray 200."""
-    r = np.random.default_rng(seed)
-    logits = r.standard_normal((b, h, w, K)).astype(np.float32)
-    logits[..., 3] = -9
-    label = r.integers(0, K - 1, (b, h, w)).astype(np.uint8)
-    label[r.random((b, h, w)) < 0.2] = 255
-    label[0, 0, 0] = 200
-    label[1] = 255
-    row_valid = np.ones(b, np.uint8)
-    row_valid[2] = 0
-    return logits, label, row_valid
 
 
 def plain_count(prediction, label, row_valid):
@@ -36,7 +23,7 @@ def plain_count(prediction, label, row_valid):
 
 @pytest.mark.parametrize("size", [(12, 9), (1, 1), (7, 130)])
 def test_against_a_plain_count(size):
-    logits, label, row_valid = case(8, *size)
+    logits, label, row_valid = scored(8, *size)
     expected = plain_count(logits.argmax(-1), label, row_valid)
     rows = jax.jit(confusion_per_row, static_argnums=3)(logits, label, row_valid, K)
     assert rows.dtype == jnp.int32
@@ -48,13 +35,13 @@ def test_against_a_plain_count(size):
 
 
 def test_no_padding_without_row_valid():
-    logits, label, _ = case()
+    logits, label, _ = scored()
     everything = confusion_matrix(logits, label, np.ones(8), K)
     assert np.array_equal(confusion_matrix(logits, label, None, K), everything)
 
 
 def test_another_ignore_label():
-    logits, label, row_valid = case()
+    logits, label, row_valid = scored()
     got = confusion_matrix(logits, label, row_valid, K, ignore_label=0)
     assert not got[0].any()
     assert np.array_equal(got[1:], confusion_matrix(logits, label, row_valid, K)[1:])
@@ -73,7 +60,7 @@ def test_exact_where_float32_stops_counting():
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
 def test_sharded_batches_give_the_same(shape):
     mesh = jax.make_mesh(shape, ("data", "space"), axis_types=(AxisType.Auto,) * 2)
-    logits, label, row_valid = case()
+    logits, label, row_valid = scored()
     rows = NamedSharding(mesh, P("data", "space"))
     placed = jax.device_put((logits, label), rows), jax.device_put(row_valid, NamedSharding(mesh, P("data")))
     f = jax.jit(confusion_per_row, static_argnums=3, out_shardings=NamedSharding(mesh, P()))
