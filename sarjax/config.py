@@ -169,6 +169,8 @@ _ACCEPTED: dict[str, Accepts] = {
     "experiment.accumulate": POSITIVE_COUNT,
     "experiment.steps": COUNT,
     "experiment.epochs": POSITIVE,
+    "experiment.seed": COUNT,
+    "experiment.data.labelled_seed": COUNT,
     "experiment.data.labelled": ("a share above 0 and up to 1", lambda v: 0 < v <= 1),
     "experiment.inputs.modalities": ("at least one sensor", lambda v: len(v) > 0),
     "experiment.inputs.local_mean": ("the side of a box in pixels, or 0 for none", lambda v: v >= 0),

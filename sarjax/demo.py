@@ -14,6 +14,7 @@ import numpy as np
 
 from sarjax import recipes
 from sarjax.config import Config
+from sarjax.machine import sharers
 from sarjax.signals import Stopped
 
 JOBS = ("teacher", "alone", "student")
@@ -76,11 +77,14 @@ def run(
         share, tiles = config.experiment.data.labelled, len(dataset.split("train"))
         pairs = f", and {tiles} pairs of images" if job == "student" else ""
         say(f"{number}. {TITLES[job]}: {max(1, round(share * tiles))} labelled tiles of {tiles}{pairs}")
+        mesh = dataclasses.replace(
+            config.execution.mesh, data=sharers(config.experiment.batch_size, jax.device_count())
+        )
         config = dataclasses.replace(
             config,
             experiment=dataclasses.replace(config.experiment, seed=seed),
             execution=dataclasses.replace(
-                config.execution, data_dir=str(records), evaluate_every=60, checkpoint_every=60, log_every=20
+                config.execution, mesh=mesh, data_dir=str(records), evaluate_every=60, checkpoint_every=60, log_every=20
             ),
         )
         state = train(config, runs[job], teacher=runs["teacher"] if job == "student" else None, say=say)

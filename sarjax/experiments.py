@@ -25,7 +25,7 @@ from sarjax.data.store import Dataset, find, open_dataset
 from sarjax.data.synthesis import synthesize
 from sarjax.errors import UserError, unknown
 from sarjax.files import write_atomically
-from sarjax.machine import visible_cores
+from sarjax.machine import sharers, visible_cores
 from sarjax.recipes.tables import ABOUT, METRICS, TABLES, Row, Table, all_rows, on
 from sarjax.reports.comparison import markdown
 from sarjax.reports.rows import (
@@ -162,7 +162,7 @@ def host_devices(plan: Plan) -> int:
                 return fixed
     experiments = [config.experiment for config in plan.known_configs().values()]
     rows = math.gcd(*(max(1, e.batch_size // max(1, e.accumulate)) for e in experiments)) or 1
-    return next(n for n in range(min(visible_cores(), rows), 0, -1) if rows % n == 0)
+    return sharers(rows, visible_cores())
 
 
 def reproduce(plan: Plan, *, say: Say = print) -> Outcome:

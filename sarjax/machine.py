@@ -1,4 +1,4 @@
-"""What machine this is, without jax."""
+"""What machine this is, and how work is shared on it, without jax."""
 
 import os
 
@@ -6,3 +6,8 @@ import os
 def visible_cores() -> int:
     """Cores that this process may use; at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def sharers(rows: int, devices: int) -> int:
+    """The largest number of devices, of those there are, that `rows` can be shared by equally."""
+    return next(n for n in range(max(1, min(devices, rows)), 0, -1) if rows % n == 0)

@@ -269,6 +269,18 @@ def test_errors_are_one_sentence(fake_records, tmp_path, capsys, monkeypatch):
     assert "cannot write" in unwritable
 
 
+def test_negative_seeds_are_one_sentence(fake_records, tmp_path, capsys):
+    command = ["train", "ombria_s1", "--workdir", tmp_path / "run", "--data-dir", fake_records, *SHRINK]
+    for name in ("--seed", "--data.labelled-seed"):
+        assert "is -1, but should be a whole number from 0" in fails(capsys, *command, name, "-1")
+    assert not (tmp_path / "run").exists()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run("demo", "--out", tmp_path / "demo", "--seed", "-1")
+    assert "seed of the scenes is -1" in capsys.readouterr().err
+    assert not (tmp_path / "demo" / "scenes").exists()
+
+
 def test_unknown_field_suggests_the_nearest(tmp_path, capsys):
     with pytest.raises(SystemExit) as e:
         run("train", "ombria_s1", "--workdir", tmp_path / "x", "--optimizer.learning-rat", "1")

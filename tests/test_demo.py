@@ -1,12 +1,14 @@
 """`sarjax demo` from end to end at toy size, and its floor."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sarjax import cli, demo, raster, recipes
-from sarjax.config import Mesh, difference
+from sarjax.config import difference
 from sarjax.signals import Stopped
 
 
@@ -19,7 +21,7 @@ def test_majority():
 
 @pytest.fixture
 def small():
-    """The demo's recipes for two steps of two rows on one device."""
+    """The demo's recipes for two steps of two rows, which two of the session's eight devices can share."""
 
     def shrunk(config):
         e = config.experiment
@@ -33,7 +35,7 @@ def small():
                 batch_size=2,
                 steps=2,
             ),
-            execution=dataclasses.replace(config.execution, mesh=Mesh(data=1), tensorboard=False),
+            execution=dataclasses.replace(config.execution, tensorboard=False),
         )
 
     return {job: shrunk(recipes.find(f"demo_{job}")) for job in demo.JOBS}
@@ -74,6 +76,8 @@ def test_demo(small, tmp_path, capsys):
         return capsys.readouterr().out
 
     first = run()
+    taught_by = json.loads((tmp_path / "demo" / "student" / "teacher" / "origin.json").read_text())
+    assert Path(taught_by["run"]) == tmp_path / "demo" / "teacher"
     rows = {line[:34].strip(): line[34:].split() for line in first.splitlines()[-4:]}
     assert list(rows) == list(demo.TITLES.values())
     for numbers in rows.values():

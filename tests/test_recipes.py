@@ -94,9 +94,19 @@ def test_other_data_than_the_recipes(fake_records, tmp_path, capsys):
         recipes.find("dhfa_few_student"), "ombria", "cpu"
     )
     assert "did you mean 'ombria'" in fails(capsys, "train", "dhfa_student", "--data", "ombra", "--workdir", tmp_path)
+    assert "more than once" in fails(
+        capsys, "train", "dhfa_student", "--data=ombria", "--data", "ombria", "--workdir", tmp_path / "b"
+    )
     assert "unknown data ''" in fails(capsys, "train", "dhfa_student", "--workdir", tmp_path, "--data")
     again = fails(capsys, "train", tmp_path / "a" / "config.json", "--data", "ombria", "--workdir", tmp_path / "b")
     assert "takes none" in again
+    for data in ("whu_opt_sar", "synthetic"):
+        wrong = fails(capsys, "train", "ombria_s1", "--data", data, "--workdir", tmp_path / "b")
+        assert f"'ombria_s1' is of ombria; recipes of whu_opt_sar can be put on {data}" in wrong
+    assert "needs --data-dir" in fails(
+        capsys, "train", "cheng_lanet", "--data", "synthetic", "--workdir", tmp_path / "b"
+    )
+    assert not (tmp_path / "b").exists()
 
 
 def test_another_network_or_method_than_the_recipes(tmp_path, capsys):
@@ -105,6 +115,7 @@ def test_another_network_or_method_than_the_recipes(tmp_path, capsys):
     assert config.experiment.network == LANet(width=0.25)
     assert rest == ["--workdir", "w", "--seed", "1"]
     assert dataclasses.replace(config.experiment, network=default.experiment.network) == default.experiment
+    assert training._exchanged(default, "network", ["--network=lanet"])[0].experiment.network == LANet(width=0.25)
     config, rest = training._exchanged(default, "method", ["--method", "supervised"])
     assert (config.experiment.method, rest) == (Supervised(dice=1.0), [])
     config, _ = training._exchanged(default, "network", ["--network", "pspnet"])

@@ -1,11 +1,12 @@
 """From stored bands to what a network sees: normalisation and derived channels, as `config.Inputs` says."""
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 
 from sarjax.config import Inputs
 from sarjax.errors import UserError
@@ -167,6 +168,12 @@ def dates_of(inputs: Inputs, spec: DatasetSpec) -> tuple[int, ...]:
     if not inputs.dates:
         raise UserError(f"inputs.dates is empty: data set {spec.name!r} has dates 0 to {spec.dates - 1}.")
     return tuple(inputs.dates)
+
+
+def has_data(batch: Mapping[str, Array], inputs: Inputs, spec: DatasetSpec) -> Bool[Array, "b h w"]:
+    """Where every sensor that `inputs` ask for has data at every date that they ask for."""
+    dates = jnp.asarray(dates_of(inputs, spec))
+    return functools.reduce(jnp.logical_and, [(batch[f"{m}_valid"][:, dates] > 0).all(1) for m in inputs.modalities])
 
 
 def _normalised(image, valid, name, inputs, statistics, given):

@@ -10,7 +10,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from sarjax.cli import common
 from sarjax.cli.common import note, print_json
 from sarjax.errors import UserError
-from sarjax.machine import visible_cores
+from sarjax.machine import sharers, visible_cores
 
 
 def recipes_verb(args: Sequence[str]) -> None:
@@ -69,6 +69,11 @@ def train_verb(args: Sequence[str]) -> None:
 
         config = dataclasses.replace(default, experiment=experiment, execution=execution)
         validate(config)
+        if data == "synthetic" and not execution.data_dir:
+            raise UserError(
+                "--data synthetic needs --data-dir, the folder of records that `sarjax data build whu_opt_sar` made of "
+                "made-up scenes."
+            )
         common.devices(_host_devices(workdir, config))
         from sarjax.train.loop import train as run
 
@@ -111,8 +116,11 @@ def _taken(option: str, args: list[str], known: Iterable[str]) -> tuple[str, lis
     """The name that `--option NAME` gives ("" where it is not there), one of `known`, and the other arguments."""
     from sarjax.errors import unknown
 
+    args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith(f"--{option}=") else [arg])]
     if f"--{option}" not in args:
         return "", args
+    if args.count(f"--{option}") > 1:
+        raise UserError(f"--{option} is given more than once; one name is accepted.")
     at = args.index(f"--{option}")
     name = args[at + 1] if at + 1 < len(args) else ""
     if name not in known:
@@ -149,7 +157,7 @@ def _host_devices(workdir: Path, config: Any) -> int:
     if fixed or asked:
         return fixed or asked
     rows = config.experiment.batch_size // max(1, config.experiment.accumulate)
-    return next(n for n in range(min(visible_cores(), max(rows, 1)), 0, -1) if rows % n == 0)
+    return sharers(rows, visible_cores())
 
 
 def evaluate(

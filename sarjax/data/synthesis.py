@@ -84,6 +84,8 @@ def synthesize(
             f"cannot make {scenes} scenes of {width}x{height} with {dates} dates: at least 1 scene of at least 64x64 "
             "pixels and 1 or 2 dates are needed."
         )
+    if seed < 0:
+        raise UserError(f"the seed of the scenes is {seed}, but should be a whole number from 0.")
     out = Path(out).expanduser().absolute()
     settings = {"scenes": scenes, "width": width, "height": height, "seed": seed, "dates": dates, "version": 1}
     if _is_there(out, settings):

@@ -5,21 +5,19 @@ it; layers, losses and weights are ours. Any network teaches any other: both are
 of the same stride are compared.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from sarjax.augment.geometry import geometry
-from sarjax.augment.inputs import dates_of, network_inputs
-from sarjax.augment.radiometry import radiometry
+from sarjax.augment.inputs import has_data, network_inputs
 from sarjax.config import Augment
 from sarjax.errors import UserError
 from sarjax.losses.distillation import channel_wise_distillation, feature_loss, logit_distillation
 from sarjax.losses.pixel import cross_entropy, dice_loss
+from sarjax.methods import streams
 from sarjax.methods.record import Batch, Context, Method, Outputs, Rest, Teacher, Term, Tree, Variables
 from sarjax.methods.scene_clustering import blank, with_scene_clustering
 from sarjax.methods.supervised import class_weights, supervised, supervised_terms, trained
@@ -113,7 +111,7 @@ def dhfa(options: Distillation, context: Context) -> Method:
 
         frozen = rest.frozen
         lesson = jax.lax.stop_gradient(teacher.method.forward(frozen.params, frozen.stats, rows))
-        answer, seen_by_teacher = jnp.argmax(lesson.logits, -1), has_data(rows, teacher)
+        answer, seen_by_teacher = jnp.argmax(lesson.logits, -1), has_data(rows, teacher.experiment.inputs, teacher.spec)
         where = seen_by_teacher
         # Without either filter the weights are those of the data alone: no teacher is run to add them up.
         if options.confidence:
@@ -147,14 +145,14 @@ def dhfa(options: Distillation, context: Context) -> Method:
                 terms["hard_dice"] = Term(*dice_loss(prediction.logits, target), options.hard * options.dice)
         return terms, Outputs({**stats, **moved}, rest.memory, metrics)
 
-    streams = dict(base.streams)
+    drawn = dict(base.streams)
     if options.pairs:
-        streams[PAIRS] = Stream("unlabelled", float(options.pairs))
+        drawn[PAIRS] = Stream("unlabelled", float(options.pairs))
     lessons = teacher.experiment.inputs.modalities if teacher is not None else ()
     method = base._replace(
         init=init,
         loss=loss,
-        streams=streams,
+        streams=drawn,
         requires=tuple(dict.fromkeys((*base.requires, *(k for m in lessons for k in (m, f"{m}_valid"))))),
         teacher=lambda teacher: fits(teacher, options, spec),
         beside=(NAME,),
@@ -165,38 +163,15 @@ def dhfa(options: Distillation, context: Context) -> Method:
 def augmented(batch: Tree, key: jax.Array, options: Augment, spec: DatasetSpec) -> tuple[Batch, Batch]:
     """The rows of a batch as the teacher sees them, after geometry, and as the student does, after radiometry too.
 
-    Labelled rows are what `supervised` makes of them by the same key; each is followed by its unlabelled ones, so that
-    all of them stay on its device.
+    Labelled rows are what `supervised` makes of them by the same key; each is followed by its unlabelled ones.
     """
-    where, how = jax.random.split(key)
-    parts = []
-    for stream, role in (("labelled", None), (PAIRS, ROLE)):
-        if stream in batch:
-            one, two = (k if role is None else jax.random.fold_in(k, role) for k in (where, how))
-            cut = geometry(batch[stream], one, options)
-            parts.append((cut, radiometry(cut, two, options, spec)))
-    taught, seen = zip(*parts, strict=True)
-    return _interleaved(taught), _interleaved(seen)
-
-
-def _interleaved(parts: tuple[Batch, ...]) -> Batch:
-    """Row i of the first part, then the i-th run of rows of each other part."""
-    rows = len(parts[0]["row"])
-
-    def merged(*arrays: Array) -> Array:
-        runs = [x.reshape(rows, -1, *x.shape[1:]) for x in arrays]
-        joined = jnp.concatenate(runs, 1)
-        return joined.reshape(-1, *joined.shape[2:])
-
-    names = set(parts[0]).intersection(*parts[1:])
-    return {name: merged(*(part[name] for part in parts)) for name in sorted(names)}
-
-
-def has_data(rows: Batch, teacher: Teacher) -> Bool[Array, "b h w"]:
-    """Where every sensor that the teacher reads has data at every date that it reads."""
-    inputs = teacher.experiment.inputs
-    dates = jnp.asarray(dates_of(inputs, teacher.spec))
-    return functools.reduce(jnp.logical_and, [(rows[f"{m}_valid"][:, dates] > 0).all(1) for m in inputs.modalities])
+    pairs = [
+        streams.augmented(batch[stream], key, options, spec, role)
+        for stream, role in (("labelled", None), (PAIRS, ROLE))
+        if stream in batch
+    ]
+    taught, seen = zip(*pairs, strict=True)
+    return streams.merged(taught), streams.merged(seen)
 
 
 def _metrics(prediction: Prediction, answer: Array, data: Array, where: Array, label: Array) -> dict[str, Term]:

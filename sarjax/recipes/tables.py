@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from sarjax.config import Config, Experiment, Inputs
-from sarjax.errors import unknown
+from sarjax.errors import UserError, unknown
 from sarjax.recipes import cpu, ombria, synthetic
 
 
@@ -220,10 +220,14 @@ ABOUT: dict[str, str] = {
 def on(config: Config, data: str, preset: str = "") -> Config:
     """The configuration of a row on `data`, by `preset` ("" = none); network and method options stay the row's own.
 
-    UserError for an unknown name.
+    UserError for an unknown name, and for a recipe that is neither of `data` nor of WHU-OPT-SAR, from which each of
+    them is reached.
     """
     if data not in DATA:
         raise unknown("data", data, DATA)
+    own = config.experiment.data.name
+    if own not in ("whu_opt_sar", data):
+        raise UserError(f"recipe {config.recipe!r} is of {own}; recipes of whu_opt_sar can be put on {data}.")
     if preset and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     name = "+".join(part for part in (config.recipe, data, preset) if part)

@@ -105,7 +105,8 @@ def train(
     if best is not None:
         best.forget_after(start)  # of steps that this run has yet to take
         say_lost_best(position, best, say)
-    record_start(workdir, environment(mesh), dataset.fingerprint, start, init_from, say)
+    taught_by = teachers.read_origin(copied)["fingerprint"] if source is not None else None
+    record_start(workdir, environment(mesh), dataset.fingerprint, start, init_from, taught_by, say)
 
     with StopFlag(checkpoints) as stop, contextlib.ExitStack() as at_end:
         for manager in managers:

@@ -144,11 +144,12 @@ def record_start(
     fingerprint: str,
     step: int,
     init_from: Path | None,
+    teacher: str | None,
     say: Callable[[str], None],
 ) -> None:
     """Adds a start to the manifest; says why a resumed run will not be bit-identical, where it will not.
 
-    init_from: run whose parameters the first state has, where this start made one.
+    init_from: run whose parameters the first state has, where this start made one. teacher: its copy's fingerprint.
     """
     if jax.process_index():
         return
@@ -164,6 +165,8 @@ def record_start(
         if init_from is not None:
             manifest["init_from"] = str(init_from)
     manifest.setdefault("data_fingerprint", fingerprint)
+    if teacher is not None:
+        manifest.setdefault("teacher", teacher)
     if env["platform"] == "cpu":
         manifest.setdefault("host_devices", env["devices"])
     write_manifest(workdir, manifest)

@@ -40,7 +40,7 @@ def adopt(teacher_run: Path, workdir: Path, mesh: jax.sharding.Mesh, *, say: Say
     """Copies the weights, configuration and data description of `teacher_run` into `workdir/teacher/`, once.
 
     From then on the copy is the teacher: what becomes of `teacher_run` does not matter, and where it has gone on, that
-    is said. UserError when the copy is of another experiment.
+    is said. UserError when the copy is of another experiment, and when the run in `workdir` was taught by another one.
     """
     from safetensors.numpy import save_file
 
@@ -54,13 +54,16 @@ def adopt(teacher_run: Path, workdir: Path, mesh: jax.sharding.Mesh, *, say: Say
                     "--workdir, or the same teacher, would be accepted."
                 )
             checkpoints, step = newest_whole(teacher_run, ("best", "checkpoints"), say)
-            now, then = f"{checkpoints.directory.name}/{step}", read_origin(target)["checkpoint"]
-            if now != then:
+            origin = read_origin(target)
+            now, then = f"{checkpoints.directory.name}/{step}", origin["checkpoint"]
+            if origin["run"] != str(teacher_run):
+                say(f"{target} is a copy of {origin['run']}, not of {teacher_run}, and goes on teaching")
+            elif now != then:
                 say(f"{teacher_run} has {now} by now; its copy in {target}, of {then}, goes on teaching")
         return
     restored = restore_run(teacher_run, mesh, say=say)
-    goal, step = _goal(restored), newest_whole(teacher_run, ("checkpoints",), say)[1]
-    if step < goal:
+    goal, (newest, step) = _goal(restored), newest_whole(teacher_run, ("checkpoints", "best"), say)
+    if newest.directory.name == "checkpoints" and step < goal:  # a run that keeps its best alone may have gone on
         say(f"{teacher_run} is trained to step {step} of {goal} only, and teaches as it is")
     leaves = flatten({"params": restored.params, "stats": restored.stats})
     arrays = {name: on_host(leaf) for name, leaf in leaves.items()}
@@ -71,7 +74,14 @@ def adopt(teacher_run: Path, workdir: Path, mesh: jax.sharding.Mesh, *, say: Say
         for name in FILES[:3]:
             shutil.copyfile(teacher_run / name, temporary / name)
         save_file(arrays, temporary / "weights.safetensors")
-        origin = {"fingerprint": fingerprint(temporary), "run": str(teacher_run), "checkpoint": restored.checkpoint}
+        found, known = fingerprint(temporary), read_manifest(workdir).get("teacher")
+        if known not in (None, found):
+            shutil.rmtree(temporary)
+            raise UserError(
+                f"{workdir} was taught by another teacher than {restored.checkpoint} of {teacher_run}; that one, put "
+                f"back in {target}, or another --workdir would be accepted."
+            )
+        origin = {"fingerprint": found, "run": str(teacher_run), "checkpoint": restored.checkpoint}
         write_atomically(temporary / "origin.json", json.dumps(origin, indent=1) + "\n")
         temporary.rename(target)
     sync("teacher")
@@ -84,8 +94,16 @@ def fingerprint(folder: Path) -> str:
 
 
 def read_origin(folder: Path) -> dict[str, str]:
-    """Of a copy: its "fingerprint", and the "run" and "checkpoint" that it was made of."""
-    return json.loads((folder / "origin.json").read_text(encoding="utf-8"))
+    """Of a copy: its "fingerprint", and "run" and "checkpoint" that it was made of. UserError where it is damaged."""
+    try:
+        origin = json.loads((folder / "origin.json").read_text(encoding="utf-8"))
+        return {name: origin[name] for name in ("fingerprint", "run", "checkpoint")}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise _damaged(folder) from e
+
+
+def _damaged(folder: Path) -> UserError:
+    return UserError(f"the teacher in {folder} is damaged: its files are not those that were copied; restore them.")
 
 
 def _goal(run: Restored) -> int:
@@ -112,7 +130,12 @@ def load(workdir: Path, mesh: jax.sharding.Mesh) -> Variables:
     UserError when its files are not those that were adopted.
     """
     folder = workdir / "teacher"
-    if fingerprint(folder) != read_origin(folder)["fingerprint"]:
+    origin = read_origin(folder)
+    try:
+        found = fingerprint(folder)
+    except OSError as e:
+        raise _damaged(folder) from e
+    if found != origin["fingerprint"] or found != read_manifest(workdir).get("teacher", found):
         raise UserError(f"the files in {folder} have changed since the run began; restore them or start a new run.")
     variables = read_weights(folder / "weights.safetensors")
     return jax.tree.map(place, variables, infer_sharding(mesh, variables))
@@ -131,13 +154,19 @@ def read_weights(path: Path) -> Variables:
     return Variables(tree["params"], tree["stats"], {})
 
 
+def _without_inputs(kernel: Any) -> tuple[int, ...]:
+    """The shape (height, width, in, out) of a convolution, but for the channels that it reads."""
+    return (*kernel.shape[:2], *kernel.shape[3:])
+
+
 def warm_start(state: Any, run: Path, method: Method, spec: DatasetSpec, mesh: jax.sharding.Mesh, say=print) -> Any:
     """`state` with the parameters and statistics of `run` wherever path and shape agree.
 
     method: of `state`. What a method has beside its network (`Method.beside`) stays fresh.
 
     spec: of this run's data. Where its classes have other names than those of `run`, the leaves whose last axis is the
-    class count (the heads) keep their fresh values; any other difference is a UserError that names the first leaf.
+    class count (the heads) keep their fresh values; so does an encoder's first convolution where it reads another
+    number of channels (other sensors). Any other difference is a UserError that names the first leaf.
     """
     source = restore_run(run, mesh, say=say)
     classes = source.spec.num_classes
@@ -162,7 +191,8 @@ def warm_start(state: Any, run: Path, method: Method, spec: DatasetSpec, mesh: j
             head = theirs.shape[:-1] == value.shape[:-1] and theirs.shape[-1:] == (classes,)
             if theirs.shape == value.shape and (same_classes or not head):
                 return jax.device_put(theirs, value.sharding)
-            if head and not same_classes and value.shape[-1] == spec.num_classes:
+            stem = name.endswith("encoder/conv1/kernel") and _without_inputs(theirs) == _without_inputs(value)
+            if stem or (head and not same_classes and value.shape[-1] == spec.num_classes):
                 fresh.append(name)
                 return value
             raise UserError(

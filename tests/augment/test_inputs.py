@@ -1,6 +1,7 @@
 """What the network sees: order of channels, normalisation, derived channels, and windows against whole scenes."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from augment.fake_batch import make_batch, make_spec
 
 from sarjax.augment import inputs as module
-from sarjax.augment.inputs import channel_count, channel_names, tile_statistics
+from sarjax.augment.inputs import channel_count, channel_names, has_data, tile_statistics
 from sarjax.config import Inputs
 from sarjax.errors import UserError
 from sarjax.spec import BandStatistics, Statistics
@@ -184,3 +185,19 @@ def test_what_is_stored_without_data_does_not_matter(batch):
     other = dict(batch, sar=np.where(batch["sar_valid"][..., None] > 0, batch["sar"], noise))
     f = jax.jit(lambda b: module.network_inputs(b, inputs, SPEC, None))
     assert np.array_equal(f(batch), f(other))
+
+
+def test_has_data_where_every_sensor_has_it_at_every_date():
+    """Holes of each sensor and each date in places of their own."""
+    spec = SimpleNamespace(dates=2, name="two dates")
+    batch = {f"{m}_valid": np.ones((1, 2, 1, 5), np.uint8) for m in ("sar", "optical")}
+    for place, (m, date) in enumerate((m, date) for m in ("sar", "optical") for date in (0, 1)):
+        batch[f"{m}_valid"][0, date, 0, place] = 0
+    for modalities, dates, expected in (
+        (("sar",), "all", [0, 0, 1, 1, 1]),
+        (("sar", "optical"), "all", [0, 0, 0, 0, 1]),
+        (("optical",), (1,), [1, 1, 1, 0, 1]),
+        (("optical", "sar"), (0,), [0, 1, 0, 1, 1]),
+    ):
+        found = has_data(batch, Inputs(modalities=modalities, dates=dates), spec)
+        np.testing.assert_array_equal(found, [[expected]])

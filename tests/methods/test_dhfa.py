@@ -15,7 +15,7 @@ from sarjax.config import Augment, Data, Inputs, Mesh
 from sarjax.data.pipeline import Batches
 from sarjax.errors import UserError
 from sarjax.losses.distillation import feature_loss, logit_distillation
-from sarjax.losses.pixel import cross_entropy
+from sarjax.losses.pixel import cross_entropy, dice_loss
 from sarjax.methods import build_method
 from sarjax.methods.dhfa import NAME, augmented
 from sarjax.methods.record import Context, Rest, Schedule, Teacher
@@ -309,11 +309,38 @@ def changed(**changes):
             changed(modalities=(DATA.spec.modalities[0], dataclasses.replace(DATA.spec.modalities[1], dtype="uint16"))),
             r"reads 'optical' as red, nir \(uint16\), data set 'toy' holds red, nir \(uint8\)",
         ),
+        (
+            changed(
+                modalities=(
+                    DATA.spec.modalities[0],
+                    dataclasses.replace(DATA.spec.modalities[1], bands=DATA.spec.modalities[1].bands[::-1]),
+                )
+            ),
+            r"reads 'optical' as nir, red \(uint8\), data set 'toy' holds red, nir \(uint8\)",
+        ),
     ],
 )
 def test_a_teacher_that_does_not_fit(spec, message):
     with pytest.raises(UserError, match=message):
         build(teacher=taught_by(spec=spec))
+
+
+def test_hard_targets_by_hand():
+    """The teacher's answers where nothing is labelled and it has data, with cross-entropy and Dice."""
+    method, variables, frozen, batch = build(labelled=0.5, pairs=1, hard=0.7, dice=0.5, **NOTHING)
+    teacher, _ = taught_by()
+    found, _ = run(method, variables, frozen, batch)
+    rows, seen = jax.jit(lambda b: augmented(b, KEY, AUGMENT, DATA.spec))(batch)
+    image = network_inputs(seen, Inputs(modalities=("sar",)), DATA.spec, DATA.statistics)
+    student = {"params": variables.params, "batch_stats": variables.stats}
+    mine, _ = jax.jit(lambda v, x: build_network(SMALL, 3).apply(v, x, True, mutable=["batch_stats"]))(student, image)
+    answer = jax.jit(teacher.method.forward)(frozen.params, frozen.stats, rows).logits.argmax(-1)
+    open_to_it = (rows["label"] == IGNORE_LABEL) & (rows["optical_valid"] > 0).all(1)
+    target = np.where(open_to_it, answer, IGNORE_LABEL)
+    assert 0.3 < open_to_it.mean() < 0.7, "the pairs, and holes in labels; not all of them"
+    for name, loss, factor in (("hard", cross_entropy, 0.7), ("hard_dice", dice_loss, 0.35)):
+        np.testing.assert_allclose((found[name].total, found[name].weight), loss(mine.logits, target), rtol=2e-4)
+        np.testing.assert_allclose(found[name].factor, factor)
 
 
 def test_what_is_refused():

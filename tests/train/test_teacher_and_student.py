@@ -1,6 +1,7 @@
 """The two stages of DHFA-Net as runs: an optical teacher, then a student that needs neither it nor its sensor."""
 
 import dataclasses
+import re
 import shutil
 
 import jax
@@ -131,3 +132,85 @@ def test_the_student_resumes_without_naming_its_teacher(runs):
     with pytest.raises(UserError, match="needs a teacher: give --teacher RUN"):
         loop.train(STUDENT, folder / "orphan", **SILENT)
     assert not (folder / "orphan").exists()
+
+
+def test_the_copy_is_the_teachers_best_with_its_own_statistics(tmp_path):
+    """Not its last, and normalised as the teacher's data are, not as its student's."""
+    other = dataclasses.replace(
+        DATA,
+        statistics=dataclasses.replace(
+            DATA.statistics,
+            bands={
+                m: dataclasses.replace(b, mean=tuple(1 + x for x in b.mean)) for m, b in DATA.statistics.bands.items()
+            },
+        ),
+    )
+    optical = toy.config(Supervised(), steps=3, inputs=Inputs(modalities=("optical",)))
+    run = tmp_path / "teacher"
+    loop.train(optical, run, **SILENT | {"dataset": other})
+    later = dataclasses.replace(optical, execution=dataclasses.replace(optical.execution, keep_best=False))
+    loop.train(later, run, extend_steps=5, **SILENT | {"dataset": other})
+    best = restore_run(run, make_mesh(STUDENT.execution.mesh), say=lambda line: None)
+    assert best.checkpoint != "checkpoints/5"
+    said = []
+    loop.train(STUDENT, tmp_path / "student", teacher=run, dataset=DATA, say=said.append)
+    copied = tmp_path / "student" / "teacher"
+    assert teachers.describe(copied, "float32").statistics == other.statistics != DATA.statistics
+    assert teachers.read_origin(copied)["checkpoint"] == best.checkpoint
+    weights = teachers.read_weights(copied / "weights.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, weights.params, jax.device_get(best.params))
+
+
+def test_a_teacher_of_which_only_the_best_is_left(tmp_path):
+    optical = toy.config(Supervised(), steps=2, inputs=Inputs(modalities=("optical",)))
+    loop.train(optical, tmp_path / "teacher", **SILENT)
+    shutil.rmtree(tmp_path / "teacher" / "checkpoints")
+    said = []
+    options = {"teacher": tmp_path / "teacher", "dataset": DATA, "say": said.append}
+    loop.train(toy.config(Distillation(), steps=1), tmp_path / "student", **options)
+    assert any(re.search("teacher, best/", line) for line in said)
+    assert not any("only, and teaches as it is" in line for line in said), "how far it went is not known"
+
+
+def test_a_damaged_copy_and_another_teacher_are_named(runs, tmp_path):
+    folder, _ = runs
+    student = tmp_path / "student"
+    for name, harm in (
+        ("weights.safetensors", lambda path: path.unlink()),
+        ("origin.json", lambda path: path.unlink()),
+        ("origin.json", lambda path: path.write_text("{")),
+        ("origin.json", lambda path: path.write_text("[]")),
+    ):
+        shutil.rmtree(student, ignore_errors=True)
+        shutil.copytree(folder / "student", student)
+        harm(student / "teacher" / name)
+        with pytest.raises(UserError, match="student/teacher is damaged"):
+            loop.train(STUDENT, student, **SILENT)
+    # The copy is gone, and another run is offered in its place; then one that was made of the same configuration.
+    shutil.rmtree(student)
+    shutil.copytree(folder / "student", student)
+    optical = toy.config(Supervised(), steps=3, inputs=Inputs(modalities=("optical",), normalisation="tile"), seed=1)
+    loop.train(optical, tmp_path / "another", **SILENT)
+    shutil.move(student / "teacher", tmp_path / "away")
+    with pytest.raises(UserError, match=r"was taught by another teacher than .* of .*another"):
+        loop.train(STUDENT, student, teacher=tmp_path / "another", extend_steps=9, **SILENT)
+    assert not (student / "teacher").exists()
+    shutil.move(tmp_path / "away", student / "teacher")
+    said = []
+    shutil.copytree(student / "teacher", tmp_path / "like it")
+    shutil.copytree(tmp_path / "another" / "checkpoints", tmp_path / "like it" / "checkpoints")
+    loop.train(STUDENT, student, teacher=tmp_path / "like it", dataset=DATA, say=said.append)
+    assert any("is a copy of" in line and "goes on teaching" in line for line in said)
+
+
+def test_a_student_starts_from_its_teachers_decoder(tmp_path):
+    """Another sensor's first convolution does not fit; all that comes after it does."""
+    optical = toy.config(Supervised(), steps=1, inputs=Inputs(modalities=("optical",)))
+    state = loop.train(optical, tmp_path / "teacher", **SILENT)
+    said = []
+    still = toy.config(Supervised(), steps=1, optimizer=Optimizer(name="sgd", learning_rate=0.0))
+    warm = loop.train(still, tmp_path / "warm", init_from=tmp_path / "teacher", dataset=DATA, say=said.append)
+    assert any(line.endswith("fresh: encoder/conv1/kernel") for line in said)
+    kernel = warm.params["encoder"]["conv1"].pop("kernel")
+    assert kernel.shape[2] == 1 != state.params["encoder"]["conv1"].pop("kernel").shape[2]
+    jax.tree.map(np.testing.assert_array_equal, warm.params, state.params)
