@@ -26,6 +26,13 @@ if os.environ.get("CI"):
     hypothesis.settings.load_profile("gate")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_what_was_compiled():
+    """A module's programs are of no use to the next; kept, they come to gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def oracle():
     """(name) -> (arrays, description) of a numeric fixture made by a public parent implementation."""
