@@ -16,7 +16,7 @@ from sarjax.recipes.tables import TABLES
 @contextlib.contextmanager
 def known():
     """The toy papers and recipes are known, and a verb does not ask for other devices than the session's."""
-    student = Experiment(data=Data("toy"), inputs=Inputs(), network=toy.ToyNetwork(), method=toy.Toy(taught=True))
+    student = Experiment(data=Data("whu_opt_sar"), inputs=Inputs(), network=toy.ToyNetwork(), method=toy.Toy(taught=True))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sarjax.cli.common.devices", lambda host_devices=0: None)
         patch.setitem(TABLES, "two", TWO)
