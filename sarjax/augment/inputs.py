@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Num
 
@@ -172,7 +173,7 @@ def dates_of(inputs: Inputs, spec: DatasetSpec) -> tuple[int, ...]:
 
 def has_data(batch: Mapping[str, Array], inputs: Inputs, spec: DatasetSpec) -> Bool[Array, "b h w"]:
     """Where every sensor that `inputs` ask for has data at every date that they ask for."""
-    dates = jnp.asarray(dates_of(inputs, spec))
+    dates = np.asarray(dates_of(inputs, spec))
     return functools.reduce(jnp.logical_and, [(batch[f"{m}_valid"][:, dates] > 0).all(1) for m in inputs.modalities])
 
 
