@@ -16,7 +16,8 @@ from sarjax.recipes.tables import TABLES
 @contextlib.contextmanager
 def known():
     """The toy papers and recipes are known, and a verb does not ask for other devices than the session's."""
-    student = Experiment(data=Data("whu_opt_sar"), inputs=Inputs(), network=toy.ToyNetwork(), method=toy.Toy(taught=True))
+    data, method = Data("whu_opt_sar"), toy.Toy(taught=True)
+    student = Experiment(data=data, inputs=Inputs(), network=toy.ToyNetwork(), method=method)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sarjax.cli.common.devices", lambda host_devices=0: None)
         patch.setitem(TABLES, "two", TWO)
