@@ -78,7 +78,11 @@ class Plan:
         config = self.adapt(on(recipes.find(row.recipe), self.data, self.preset))
         return dataclasses.replace(
             config,
-            experiment=dataclasses.replace(config.experiment, seed=seed),
+            experiment=dataclasses.replace(
+                config.experiment,
+                seed=seed,
+                data=dataclasses.replace(config.experiment.data, labelled_seed=seed if row.draws else 0),
+            ),
             execution=dataclasses.replace(config.execution, data_dir=self.data_dir),
         )
 
@@ -111,13 +115,15 @@ def make_plan(
     seeds: int = 3,
     preset: str = "",
     epochs: float = 0.0,
+    labelled: float = 0.0,
     data_dir: str = "",
     test: bool = False,
 ) -> Plan:
     """The plan of `paper` (a key of `TABLES`) on `data`; UserError for unknown names and impossible numbers.
 
     rows: which ("" = all), with the teachers that they need. epochs: of every row instead of its own (0 = its own),
-    counted in all training tiles, however few of them are labelled.
+    counted in all training tiles, however few of them are labelled. labelled: the share of labelled tiles of every row
+    that has only some (0 = its own).
     """
     if paper not in TABLES:
         raise unknown("paper", paper, TABLES)
@@ -133,6 +139,8 @@ def make_plan(
         raise UserError(f"--seeds is {seeds}, but should be a whole number from 1.")
     if not 0 <= epochs < math.inf:
         raise UserError(f"--epochs is {epochs}, but should be a number above 0, or 0 for each row's own.")
+    if labelled and not 0 < labelled < 1:
+        raise UserError(f"--labelled is {labelled}, but should be a share between 0 and 1, or 0 for each row's own.")
     folder = workdir / data
     if data == "synthetic":
         if data_dir:
@@ -143,10 +151,12 @@ def make_plan(
         data_dir = str(folder / "records")
 
     def adapt(config: Config) -> Config:
-        if not epochs:
-            return config
         e = config.experiment
-        return dataclasses.replace(config, experiment=dataclasses.replace(e, epochs=epochs / e.data.labelled, steps=0))
+        share = labelled if labelled and e.data.labelled < 1 else e.data.labelled
+        length = (epochs or e.epochs * e.data.labelled) / share
+        if epochs or share != e.data.labelled:
+            e = dataclasses.replace(e, data=dataclasses.replace(e.data, labelled=share), epochs=length, steps=0)
+        return dataclasses.replace(config, experiment=e)
 
     chosen = tuple(row for name, row in everything.items() if name in wanted)
     on(Config(), data, preset)  # the names, before anything is done

@@ -260,6 +260,21 @@ def test_where_data_and_preset_put_a_row():
     plan = make_plan("dhfa", Path("w"), data="ombria", epochs=3.0)
     assert plan.config(plan.rows["alone"]).experiment.epochs == 3.0
     assert plan.config(plan.rows["few_alone"]).experiment.epochs == 24.0, "as many steps on an eighth of the labels"
+    assert plan.config(plan.rows["few_alone"], 2).experiment.data.labelled_seed == 0
+
+
+def test_rows_of_few_labels_by_another_share_and_draw():
+    plans = [make_plan("dllr", Path("w"), data="ombria", labelled=share) for share in (0.0, 1 / 32)]
+    own, other = ([plan.config(plan.rows[name], 2).experiment for name in ("full", "all_labels")] for plan in plans)
+    assert [e.data.labelled for e in own] == [1 / 16, 1.0]
+    assert [e.data.labelled for e in other] == [1 / 32, 1.0]
+    assert [e.epochs * e.data.labelled for e in own] == [e.epochs * e.data.labelled for e in other] == [120.0, 120.0]
+    assert [e.data.labelled_seed for e in other] == [2, 0]
+    short = make_plan("dllr", Path("w"), data="ombria", labelled=1 / 32, epochs=2.0)
+    assert short.config(short.rows["full"]).experiment.epochs == 64.0
+    for share in (1.0, -0.5):
+        with pytest.raises(UserError, match="should be a share between 0 and 1"):
+            make_plan("dllr", Path("w"), data="ombria", labelled=share)
 
 
 def test_the_published_tables_hold_together():

@@ -17,6 +17,7 @@ def reproduce(
     seeds: int = 3,
     preset: str = "",
     epochs: float = 0.0,
+    labelled: float = 0.0,
     workdir: Path = Path("runs"),
     data_dir: str = "",
     test: FlagCreatePairsOff[bool] = False,
@@ -33,6 +34,7 @@ def reproduce(
         seeds: every row runs with seeds 0 to SEEDS - 1.
         preset: "cpu" = a quarter of the width, a third of the epochs, crops of 128 pixels, for all rows alike.
         epochs: of every row (0 = its own).
+        labelled: share of labelled tiles of the rows that have only some (0 = their own); use a --workdir for each.
         workdir: WORKDIR/DATA/ROW-SEED are the runs, WORKDIR/DATA/table.md and table.json what is printed.
         data_dir: where built records are ("" = $SARJAX_DATA_DIR, else ~/sarjax_data).
         test: also look at the test split, once a run, with the rows that the table judges on it.
@@ -49,6 +51,7 @@ def reproduce(
         seeds=seeds,
         preset=preset,
         epochs=epochs,
+        labelled=labelled,
         data_dir=data_dir,
         test=test,
     )

@@ -221,25 +221,29 @@ def show(run: Positional[Path], json: FlagCreatePairsOff[bool] = False) -> None:
 
 def report(
     run: Positional[Path],
-    what: Positional[Literal["clusters", "gradients"]],
+    what: Positional[Literal["clusters", "gradients", "pseudo"]],
     split: Literal["train", "val", "test"] = "val",
     tiles: int = 6,
     batches: int = 8,
+    head: str = "",
     checkpoint: Literal["best", "last"] | None = None,
     data_dir: str = "",
     json: FlagCreatePairsOff[bool] = False,
 ) -> None:
-    """Report on a run: its clusters of scenes as a PNG sheet, or how its loss terms pull at the network
+    """Report on a run: its clusters of scenes, its pseudo-labels, or how its loss terms pull at the network
 
     Args:
         run: the run's directory.
         what: clusters: sizes, mix of classes and nearest tiles of each cluster of scenes. gradients: how strongly each
-            term of the objective pulls at the parameters that several of them move, and in which direction.
+            term of the objective pulls at the parameters that several of them move, and in which direction. pseudo:
+            how right the labels are that it gives to unlabelled training tiles, before and after reassignment.
         split: clusters: whose tiles.
-        tiles: clusters: how many tiles of each to draw.
-        batches: gradients: of how many training batches, those that come after the checkpoint.
+        tiles: clusters: how many tiles of each to draw; pseudo: how many in all.
+        batches: gradients: of how many training batches, those that come after the checkpoint; pseudo: of unlabelled
+            tiles, evenly spread.
+        head: pseudo: of which of the method's heads ("" = its default).
         checkpoint: the best on val (where none was kept, the last, and a line says so), or the last; clusters are
-            of the best where nothing is said, gradients of the last.
+            and pseudo-labels of the best where nothing is said, gradients of the last.
         data_dir: where built records are ("" = as the run was trained, else $SARJAX_DATA_DIR or ~/sarjax_data).
         json: print JSON instead of text.
     """
@@ -261,6 +265,24 @@ def report(
                 print(f"{pull.name:<16} {pull.factor:>7.3g} {pull.value:>9.4f} {pull.norm:>11.4g}  {cosine}")
         note(f"written: {path}")
         return
+    if what == "pseudo":
+        from sarjax.reports.pseudo import report_pseudo
+
+        content, files = report_pseudo(
+            run,
+            head=head,
+            tiles=tiles,
+            batches=batches,
+            checkpoint=checkpoint or "best",
+            data_dir=data_dir,
+            say=note,
+        )
+        if json:
+            print_json(content)
+        else:
+            _print_pseudo(content)
+        note(f"written: {', '.join(str(p) for p in files)}")
+        return
     from sarjax.reports.clusters import report_clusters
 
     found, files = report_clusters(
@@ -274,3 +296,18 @@ def report(
             shares = ", ".join(f"{name} {share:.0%}" for name, share in mix if share)
             print(f"cluster {cluster['cluster']:>3}  {cluster['tiles']:>6} tiles ({cluster['share']:6.1%})  {shares}")
     note(f"written: {', '.join(str(p) for p in files)}")
+
+
+def _print_pseudo(content: dict[str, Any]) -> None:
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    print(f"{'pixels':<10}{'number':>12}{'likeliest':>11}{'reassigned':>12}{'counted':>9}{'of these right':>16}")
+    for name, zone in content["zones"].items():
+        shares = [share(zone[key]) for key in ("argmax", "reassigned", "counted", "counted_right")]
+        print(f"{name:<10}{zone['pixels']:>12,}" + "{:>11}{:>12}{:>9}{:>16}".format(*shares))
+    error = content["transport_error"]
+    print(
+        f"mass left with other classes than were asked for: {error['mean']:.2e} a batch, {error['largest']:.2e} at most"
+    )
+    print(f"mass of the classes: |asked - truth| = {content['class_mass_error']:.4f}")

@@ -1,6 +1,7 @@
 """The record that a method is: pure functions, and what they need. See `Method`."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -109,6 +110,8 @@ class Method(NamedTuple):
     forward: None, or (params, stats, batch) -> Prediction in inference mode: all that a student may learn from.
     classify: None, or (params, stats, embedding, (h, w)) -> logits of an embedding that `forward` gives, or that
         another network puts in its place.
+    pseudo: None, or (params, stats, memory, batch) -> {head: Pseudo}: the labels that it gives to unlabelled rows.
+    limits: {metric: (value, sentence)}: a run says the sentence, once, when a logged metric is above the value.
     scenes: None, or (params, stats, batch) -> (b, m): the share of each of m kinds of scene in every tile.
     beside: names of the parameters that are the method's own, not those of the network that is deployed.
     couples: names of what couples the rows of a batch, and so sees only a microbatch under accumulation.
@@ -126,6 +129,8 @@ class Method(NamedTuple):
     forward: Callable[[Tree, Tree, Batch], Prediction] | None = None
     classify: Callable[[Tree, Tree, Float[Array, "b _ _ c"], tuple[int, int]], Float[Array, "b h w k"]] | None = None
     scenes: Callable[[Tree, Tree, Batch], Float[Array, "b m"]] | None = None
+    pseudo: Callable[[Tree, Tree, Tree, Batch], Mapping[str, Any]] | None = None
+    limits: Mapping[str, tuple[float, str]] = MappingProxyType({})
     beside: tuple[str, ...] = ()
     couples: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -32,6 +32,7 @@ NETWORKS: dict[str, str] = {
     "deeplabv3": "sarjax.models.deeplab:build_deeplab",
     "pspnet": "sarjax.models.pspnet:build_pspnet",
     "dhfa": "sarjax.models.dhfa:build_dhfa",
+    "dllr": "sarjax.models.dllr:build_dllr",
 }
 
 

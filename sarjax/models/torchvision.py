@@ -1,5 +1,7 @@
 """Pretrained encoders: weights in torchvision's layout into a network's variables."""
 
+import functools
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +41,8 @@ def layout(encoder: str, *, width: float = 1.0, in_channels: int = 3, stages: in
 
 
 def load_encoder(variables: Mapping[str, Tree], path: str | Path, options: NetworkOptions) -> dict[str, Tree]:
-    """`variables` of a network whose subtree "encoder" holds the weights of a torchvision-layout file.
+    """`variables` of a network whose subtrees "encoder" (one per sensor where it has several) hold the weights of a
+    torchvision-layout file.
 
     variables: {"params", "batch_stats", ...} as `init` made them; not modified. path: `.safetensors`, or `.pth` where
     PyTorch is installed. options: those that the network was built from.
@@ -51,8 +54,30 @@ def load_encoder(variables: Mapping[str, Tree], path: str | Path, options: Netwo
 
     Raises UserError, naming the file, for anything missing, unexpected or of another shape.
     """
-    wanted = _entries({name: variables[name]["encoder"] for name in ("params", "batch_stats")})
     found = read_state(path)
+    for place in encoders(variables["params"]):
+        variables = _loaded(variables, place, found, path, options)
+    return dict(variables)
+
+
+def encoders(params: Tree) -> list[tuple[str, ...]]:
+    """Paths of the subtrees of parameters that are a ResNet's."""
+    paths = {
+        path[: path.index("encoder") + 1] for path in traverse_util.flatten_dict(dict(params)) if "encoder" in path
+    }
+    return sorted(paths)
+
+
+def _loaded(
+    variables: Mapping[str, Tree],
+    place: tuple[str, ...],
+    found: Mapping[str, np.ndarray],
+    path: str | Path,
+    options: NetworkOptions,
+) -> dict[str, Tree]:
+    """`variables` whose subtree at `place` holds `found`, what was read from `path`."""
+    inside = {name: functools.reduce(operator.getitem, place, variables[name]) for name in ("params", "batch_stats")}
+    wanted = _entries(inside)
     unused = set(layout(options.encoder)) | _CLASSIFIER
     missing = [key for key in wanted if key not in found]
     unexpected = [key for key in found if key not in unused and not key.endswith(".num_batches_tracked")]
@@ -70,10 +95,10 @@ def load_encoder(variables: Mapping[str, Tree], path: str | Path, options: Netwo
                 f"{path}: {key} has shape {array.shape}, but {options.encoder} of width {options.width:g} needs "
                 f"{entry.shape}."
             )
-        place = ("encoder", *entry.path)
+        leaf = (*place, *entry.path)
         value = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
-        old = result[entry.collection][place]
-        result[entry.collection][place] = jax.device_put(value, old.sharding) if isinstance(old, jax.Array) else value
+        old = result[entry.collection][leaf]
+        result[entry.collection][leaf] = jax.device_put(value, old.sharding) if isinstance(old, jax.Array) else value
     return {name: traverse_util.unflatten_dict(flat) for name, flat in result.items()}
 
 

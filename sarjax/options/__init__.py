@@ -6,6 +6,7 @@ A subclass names itself with `NAME`; it is found by that name when a configurati
 from sarjax.options.base import MethodOptions, Named, NetworkOptions
 from sarjax.options.deeplab import DeepLabV3
 from sarjax.options.dhfa import DHFA, Distillation
+from sarjax.options.dllr import DLLR, LabelReassignment
 from sarjax.options.lanet import FCN, LANet
 from sarjax.options.pspnet import PSPNet
 from sarjax.options.scene_clustering import Clustering, SceneClustering
@@ -13,11 +14,13 @@ from sarjax.options.supervised import Supervised
 
 __all__ = [
     "DHFA",
+    "DLLR",
     "FCN",
     "Clustering",
     "DeepLabV3",
     "Distillation",
     "LANet",
+    "LabelReassignment",
     "MethodOptions",
     "Named",
     "NetworkOptions",

@@ -18,7 +18,8 @@ class Row:
 
     name: by which it is chosen, and its runs are called; a row of several tables has one name, recipe and teacher.
     paper: {metric: printed figure}; empty where the source prints none. teacher: the row whose run teaches this one
-    ("" = none); it is run first. test: looked at on the test split, when that is asked for.
+    ("" = none); it is run first. test: looked at on the test split, when that is asked for. draws: every seed has
+    labelled tiles of its own.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Row:
     paper: Mapping[str, float]
     teacher: str = ""
     test: bool = False
+    draws: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +169,42 @@ TABLES["dhfa"] = (
         metrics=SCALARS,
         source="",
         note="_plain: a feature pyramid that is not aligned.",
+    ),
+)
+
+DLLR = ("dllr_prediction", "dllr_prototype", "dllr_region", "dllr_levels")
+TABLES["dllr"] = (
+    Table(
+        name="parts",
+        title="few labels",
+        rows=(
+            Row("supervised", "dllr_supervised", {}, test=True, draws=True),
+            Row("cps", "dllr_cps", {}, draws=True),
+            *(Row(recipe.removeprefix("dllr_"), recipe, {}, draws=True) for recipe in DLLR),
+            Row("full", "dllr", {}, test=True, draws=True),
+            Row("all_labels", "dllr_all_labels", {}, test=True),
+        ),
+        baseline="supervised",
+        metrics=SCALARS,
+        source="",
+        note="The fused head. Every seed draws other labelled tiles, the same for all rows, and all rows take as many "
+        "steps on as many labelled tiles. cps: cross pseudo-supervision; prediction, prototype, region: with labels "
+        "reassigned by that level of transport; levels: by the first two; all_labels: supervised by all of them.",
+    ),
+    Table(
+        name="without",
+        title="the method without each part",
+        rows=(
+            Row("full", "dllr", {}, test=True, draws=True),
+            *(
+                Row(name, f"dllr_{name}", {}, draws=True)
+                for name in ("unmasked", "uncomplementary", "inconsistent", "hard")
+            ),
+        ),
+        baseline="full",
+        metrics=SCALARS,
+        source="",
+        note="hard: classes get exactly the expected mass.",
     ),
 )
 

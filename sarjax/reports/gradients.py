@@ -14,18 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sarjax.config import Mesh
 from sarjax.errors import UserError
 from sarjax.files import write_atomically
 from sarjax.methods.record import Batch, Method, Rest, Tree
-from sarjax.reports.run import data_of, results_folder
-from sarjax.train import teacher as teachers
+from sarjax.reports.run import results_folder
+from sarjax.reports.training import open_training
 from sarjax.train.feed import host_tables, make_batches
-from sarjax.train.loop import make_method
-from sarjax.train.mesh import make_mesh, put_batch
-from sarjax.train.optimizer import make_optimizer
-from sarjax.train.run import newest_whole, read_config
-from sarjax.train.state import abstract_state, keys
+from sarjax.train.mesh import put_batch
+from sarjax.train.state import keys
 
 
 class Pull(NamedTuple):
@@ -106,19 +102,9 @@ def report_gradients(
     """
     if batches < 1:
         raise UserError(f"--batches is {batches}, but should be a whole number from 1.")
-    config = read_config(run)
-    dataset = data_of(run, config, "train", data_dir)
-    mesh = make_mesh(Mesh())
-    folders = ("best", "checkpoints") if checkpoint == "best" else ("checkpoints",)
-    checkpoints, step = newest_whole(run, folders, say)
-    taught = (run / "teacher").is_dir()
-    known = teachers.describe(run / "teacher", config.experiment.precision) if taught else None
-    method, _, _ = make_method(config, dataset, known, run, 0)
-    experiment = config.experiment
-    optimizer = make_optimizer(experiment.optimizer)
-    abstract = abstract_state(method, optimizer, experiment.seed, experiment.optimizer.ema > 0, mesh)
-    state, _ = checkpoints.restore_step(step, abstract)
-    rest = Rest(teachers.load(run, mesh) if taught else None, state.stats, state.memory)
+    training = open_training(run, checkpoint, data_dir, say)
+    config, dataset, mesh, method, state, rest, where = training
+    experiment, step = config.experiment, int(state.step)
     stream = make_batches(method, dataset, config, mesh)
     stream.tables = host_tables(method, state.memory)
     key = keys(experiment.seed)["step"]
@@ -139,7 +125,7 @@ def report_gradients(
     path = results_folder(run, "reports") / f"gradients-{checkpoint}.json"
     content = {
         "run": str(run),
-        "checkpoint": f"{checkpoints.directory.name}/{step}",
+        "checkpoint": where,
         "batches": len(facts),
         "shared_parameters": int(sizes[shared].sum()),
         "terms": [pull._asdict() for pull in pulls],

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,7 @@ def train(
         feed = batches.iterate(start, schedule.steps, execution.prefetch)
         at_end.callback(lambda: feed.close())  # the one that is there then
         previous: Any = {}
+        exceeded: set[str] = set()
         for s in range(start, schedule.steps):
             state, metrics = compiled(state, frozen, put_batch(mesh, next(feed)))
             done, last = s + 1, s + 1 == schedule.steps
@@ -154,6 +155,8 @@ def train(
                 values = {k: float(v) for k, v in metrics.items()}
                 for logger in loggers:
                     logger.write(done, values)
+                for name in say_exceeded(values, method, done, exceeded, terminal.say):
+                    exceeded.add(name)
 
             if method.refresh is not None and schedule.epochs(done) > schedule.epochs(s):
                 state = refreshed(method, state, dataset, config, mesh, schedule.epochs(done))
@@ -183,6 +186,16 @@ def train(
                 break
         check_finite(previous, done, execution.max_bad_steps, checkpoints)
     return state
+
+
+def say_exceeded(
+    values: Mapping[str, float], method: Method, step: int, known: Container[str], say: Callable[[str], None]
+) -> Iterator[str]:
+    """Says what is above its limit, and yields its name, but for the `known`."""
+    for name, (limit, sentence) in method.limits.items():
+        if name not in known and values.get(name, 0.0) > limit:
+            say(f"step {step}: {name} is {values[name]:.3g}, above {limit:g}: {sentence}")
+            yield name
 
 
 def make_method(

@@ -111,6 +111,10 @@ def claim(workdir: Path, config: Config, dataset: Dataset, extended: int = 0) ->
         if weights and "weights_sha256" not in manifest:
             manifest["weights_sha256"] = file_digest(Path(weights))[1]
         manifest.setdefault("tile", list(dataset.tile))
+        data = config.experiment.data
+        if data.labelled < 1:
+            drawn = labelled_split(len(dataset.split("train")), data.labelled, data.labelled_seed)[0]
+            manifest.setdefault("labelled", drawn.tolist())
         write_manifest(workdir, manifest)
         # Last: a directory without it holds no run.
         write_atomically(workdir / "config.json", configs.to_json(config))

@@ -18,6 +18,7 @@ from sarjax import config as configs
 from sarjax.config import Mesh
 from sarjax.data.pipeline import Batches
 from sarjax.errors import UserError
+from sarjax.methods import supervised
 from sarjax.options import Supervised
 from sarjax.train import loop, run
 from sarjax.train.checkpoint import Checkpoints
@@ -355,3 +356,21 @@ def test_labels_are_needed_to_learn_from_them(tmp_path):
     with pytest.raises(UserError, match="no pixel of data set 'toy' is labelled in train, and method 'supervised'"):
         loop.train(toy.config(), tmp_path / "run", dataset=blank, say=lambda line: None)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_above_its_limit_is_said_once(tmp_path, monkeypatch):
+    def limited(options, context):
+        method = plain(options, context)
+        return method._replace(limits={"pixel_accuracy": (-1.0, "It is meant to be."), "loss": (1e9, "Never.")})
+
+    plain = supervised.supervised
+    monkeypatch.setattr("sarjax.methods.supervised.supervised", limited)
+    cfg = toy.config(Supervised(), steps=4)
+    cfg = dataclasses.replace(cfg, execution=dataclasses.replace(cfg.execution, log_every=1))
+    state, _ = train(cfg, tmp_path / "run")
+    assert int(state.step) == 4
+    method = limited(cfg.experiment.method, loop.Context(cfg.experiment, toy.SPEC, toy.dataset().statistics, None))
+    said, known = [], set()
+    for step, value in ((1, -2.0), (2, 0.25), (3, 0.5)):
+        known |= set(loop.say_exceeded({"pixel_accuracy": value, "loss": 1.0}, method, step, known, said.append))
+    assert said == ["step 2: pixel_accuracy is 0.25, above -1: It is meant to be."]

@@ -1,0 +1,303 @@
+"""DLLR (Han et al.): SAR and optical images teach each other; labels of unlabelled pixels by optimal transport.
+
+The source's abstract states asymmetric masking, difference-guided complementary learning (DCL), multi-level label
+reassignment by optimal transport, and multimodal-consistency cross pseudo-supervision; layers, weights, costs and
+schedules are ours. Every part has a switch in the options.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from sarjax.augment.inputs import channel_count, channel_names, has_data, network_inputs
+from sarjax.augment.keys import row_keys
+from sarjax.augment.masking import asymmetric_masks
+from sarjax.errors import UserError
+from sarjax.losses.pixel import cross_entropy
+from sarjax.methods import reassignment
+from sarjax.methods.reassignment import Pseudo
+from sarjax.methods.record import Batch, Context, Head, Method, Outputs, Rest, Term, Tree, Variables
+from sarjax.methods.streams import augmented, interleaved, separated
+from sarjax.methods.supervised import SIZE_AT_INIT, class_weights, supervised_terms
+from sarjax.models import build_network
+from sarjax.models.dllr import FUSED, SENSORS, Views
+from sarjax.models.segmenters import Prediction, resized
+from sarjax.options import DLLR, LabelReassignment
+from sarjax.spec import IGNORE_LABEL, Stream
+
+UNLABELLED = "unlabelled"  # the stream
+HEADS = (FUSED, *SENSORS)
+ROLE = 0xD118  # folded into keys
+LARGEST_ERROR = 1e-2  # of the class mass
+
+Present = dict[str, Bool[Array, " b"]]
+
+
+def dllr(options: LabelReassignment, context: Context) -> Method:
+    """Heads: "fused" reads both sensors, "sar" and "optical" one each.
+
+    Objective: plain supervision of every head on labelled rows + r (options.cross L_cps + options.consistency L_mc +
+    options.complementary L_dcl) on unlabelled ones, r = exp(-5 (1 - t)^2) over the first `ramp` of the training.
+    Pseudo-labels come from a pass over unmasked images without gradient, under the batch's statistics.
+    """
+    experiment, spec, statistics = context.experiment, context.spec, context.statistics
+    inputs, augment = experiment.inputs, experiment.augment
+    _check(options, context)
+    alone = {m: dataclasses.replace(inputs, modalities=(m,)) for m in SENSORS}
+    names = channel_names(inputs, spec)
+    groups = tuple(tuple(i for i, n in enumerate(names) if n.startswith((f"{m}[", f"{m}."))) for m in SENSORS)
+    network = build_network(experiment.network, spec.num_classes, jnp.dtype(experiment.precision)).clone(groups=groups)
+    weights = class_weights(options, spec, statistics)
+    learns = bool(options.unlabelled)
+    assigns = learns and bool(options.cross or options.consistency)
+
+    def views(params: Tree, stats: Tree, image: Array, present: Present) -> tuple[Views, Tree]:
+        variables = {"params": params, "batch_stats": stats}
+        out, updates = network.apply(variables, image, True, present, method="views", mutable=["batch_stats"])
+        return out, updates["batch_stats"]
+
+    def seen(rows: Batch) -> dict[str, Bool[Array, "b h w"]]:
+        """Where each head has data."""
+        where = {m: has_data(rows, alone[m], spec) for m in SENSORS}
+        return where | {FUSED: where["sar"] | where["optical"]}
+
+    def init(key: jax.Array) -> Variables:
+        image = jnp.zeros((1, SIZE_AT_INIT, SIZE_AT_INIT, channel_count(inputs, spec)), jnp.float32)
+        variables = network.init(key, image, False, method="views")
+        memory = {}
+        if assigns:
+            found = jax.eval_shape(lambda v: network.apply(v, image, False, method="views"), variables)
+            channels = {head: found.embeddings[head].shape[-1] for head in HEADS}
+            memory = reassignment.initial(channels, spec.num_classes, options.queue)
+        return Variables(variables["params"], variables["batch_stats"], memory)
+
+    def loss(params: Tree, rest: Rest, batch: Tree, key: jax.Array, step: jax.Array):
+        _, rows = augmented(batch["labelled"], key, augment, spec)
+        image, where = network_inputs(rows, inputs, spec, statistics), seen(rows)
+        present = _withheld(_present(where), row_keys(jax.random.fold_in(key, ROLE), rows), options.dropout)
+        if not learns:
+            found, stats = views(params, rest.stats, image, present)
+            terms, metrics = _supervision(found, rows["label"], where)
+            return terms, Outputs(stats, rest.memory, metrics)
+
+        n = len(image)
+        _, free = augmented(batch[UNLABELLED], key, augment, spec, ROLE)
+        whole, there = network_inputs(free, inputs, spec, statistics), seen(free)
+        drop, hide = (row_keys(jax.random.fold_in(key, ROLE + i), free) for i in (1, 2))
+        visible = _visible(hide, there)
+        free_present = _withheld(_present(there), drop, options.dropout)
+        masked = jnp.zeros_like(whole)
+        for m, group in zip(SENSORS, groups, strict=True):
+            channels = jnp.zeros(whole.shape[-1], bool).at[jnp.array(group)].set(True)
+            masked = jnp.where(channels & visible[m][..., None], whole, masked)
+        both = {m: interleaved(present[m], free_present[m]) for m in SENSORS}
+        found, stats = views(params, rest.stats, interleaved(image, masked), both)
+        ours, theirs = (jax.tree.map(lambda x, i=i: separated(x, n)[i], found) for i in (0, 1))
+        terms, metrics = _supervision(ours, rows["label"], where)
+
+        ramp = 1.0
+        if options.ramp:
+            t = jnp.clip(step / (options.ramp * context.schedule.steps), 0.0, 1.0)
+            ramp = jnp.exp(-5.0 * (1.0 - t) ** 2)
+        if options.complementary:
+            for m, other in zip(SENSORS, reversed(SENSORS), strict=True):
+                pair = complementary_loss(theirs.logits[m], theirs.logits[other], visible[other] & there[m])
+                terms[f"complementary_{m}"] = Term(*pair, 0.5 * options.complementary * ramp)
+        if not assigns:
+            return terms, Outputs(stats, rest.memory, metrics)
+
+        unmasked = views(lax.stop_gradient(params), rest.stats, whole, _present(there))[0]
+        memory = _learnt(rest.memory, ours, rows["label"], unmasked, there)
+        pseudo = _pseudo(unmasked, there, memory, whole.shape[1:3])
+        size = there[FUSED].shape[1:]
+        logits = {head: resized(theirs.logits[head], size) for head in HEADS}
+
+        def supervised_by(head: str, teacher: str) -> tuple[Array, Array]:
+            """Cross-entropy of `head` with the pseudo-labels of `teacher`: a mean over the pixels that both have."""
+            weight = jnp.where(there[head], pseudo[teacher].weight, 0.0)
+            total, _ = cross_entropy(logits[head], pseudo[teacher].label, pixel_weights=weight)
+            return total, jnp.sum((there[head] & there[teacher]).astype(jnp.float32))
+
+        if options.cross:
+            for m, other in zip(SENSORS, reversed(SENSORS), strict=True):
+                terms[f"cross_{m}"] = Term(*supervised_by(m, other), options.cross * ramp)
+        if options.consistency:
+            for head, share in ((FUSED, 1.0), *((m, 0.5) for m in SENSORS)):
+                terms[f"consistency_{head}"] = Term(*supervised_by(head, FUSED), share * options.consistency * ramp)
+        metrics |= _pseudo_metrics(pseudo, free["hidden_label"], there)
+        return terms, Outputs(stats, memory, metrics)
+
+    def _supervision(found: Views, label: Array, where: dict[str, Array]) -> tuple[dict[str, Term], dict[str, Term]]:
+        terms, metrics = {}, {}
+        for head in HEADS:
+            known = jnp.where(where[head], label, IGNORE_LABEL)
+            prediction = Prediction(resized(found.logits[head], label.shape[1:3]), None, {}, {}, found.embeddings[head])
+            parts, shares = supervised_terms(options, experiment.network.NAME, prediction, known, weights)
+            terms |= {f"{name}_{head}": term for name, term in parts.items()}
+            metrics |= {name if head == FUSED else f"{name}_{head}": term for name, term in shares.items()}
+        return terms, metrics
+
+    def _visible(keys: jax.Array, there: dict[str, Array]) -> dict[str, Bool[Array, "b h w"]]:
+        """Where each sensor's image is not masked; all of it where the other sensor has no data."""
+        if not options.cell:
+            return {m: jnp.ones_like(there[m]) for m in SENSORS}
+        h, w = there[FUSED].shape[1:]
+        masks = asymmetric_masks(keys, h, w, cell=options.cell, optical=options.mask_optical, sar=options.mask_sar)
+        return {"optical": masks.optical | ~there["sar"], "sar": masks.sar | ~there["optical"]}
+
+    def _learnt(memory: Tree, ours: Views, label: Array, unmasked: Views, there: dict[str, Array]) -> Tree:
+        size = unmasked.logits[FUSED].shape[1:3]
+        one_hot = (label[..., None] == jnp.arange(spec.num_classes)).astype(jnp.float32)
+        shares = reassignment.adaptive_avg_pool(one_hot, size)
+        memory = reassignment.remembered(memory, ours.embeddings, shares, options.momentum)
+        probabilities = {head: jax.nn.softmax(unmasked.logits[head]) for head in HEADS}
+        masses = {head: reassignment.cell_mass(there[head], size) for head in HEADS}
+        return reassignment.queued(memory, probabilities, masses)
+
+    def _pseudo(found: Views, there: dict[str, Array], memory: Tree, size: tuple[int, int]) -> dict[str, Pseudo]:
+        out = {}
+        for head in HEADS:
+            fine, coarse = resized(found.logits[head], size), found.logits[head]
+            out[head] = reassignment.pseudo_labels(
+                fine, found.embeddings[head], coarse, there[head], memory, head, options
+            )
+        return out
+
+    def pseudo(params: Tree, stats: Tree, memory: Tree, batch: Batch) -> dict[str, Pseudo]:
+        there = seen(batch)
+        image = network_inputs(batch, inputs, spec, statistics)
+        variables = {"params": params, "batch_stats": stats}
+        found = network.apply(variables, image, False, _present(there), method="views")
+        return _pseudo(found, there, memory, image.shape[1:3])
+
+    def encode(params: Tree, stats: Tree, images: jax.Array, train: bool):
+        variables = {"params": params, "batch_stats": stats}
+        if not train:
+            return network.apply(variables, images, False, method="encode")
+        return network.apply(variables, images, True, method="encode", mutable=["batch_stats"])[0]
+
+    def forward(params: Tree, stats: Tree, batch: Batch) -> Prediction:
+        image = network_inputs(batch, inputs, spec, statistics)
+        found = network.apply(
+            {"params": params, "batch_stats": stats}, image, False, _present(seen(batch)), method="views"
+        )
+        logits = resized(found.logits[FUSED], image.shape[1:3])
+        return Prediction(logits, None, found.features, found.features, found.embeddings[FUSED])
+
+    def of_one(sensor: str):
+        def predict(params: Tree, stats: Tree, batch: Batch) -> jax.Array:
+            image = network_inputs(batch, alone[sensor], spec, statistics)
+            branch = getattr(network, sensor)
+            variables = {"params": params[sensor], "batch_stats": stats[sensor]}
+            return branch.apply(variables, image, False).logits
+
+        return predict
+
+    def classify(params: Tree, stats: Tree, embedding: jax.Array, size: tuple[int, int]) -> jax.Array:
+        return network.apply({"params": params, "batch_stats": stats}, embedding, size, method="classify")
+
+    requires = {m: (m, f"{m}_valid") for m in SENSORS}
+    both = tuple(k for m in inputs.modalities for k in requires[m])
+    look = network.context.grown(inputs.local_mean // 2)
+    heads = {FUSED: Head(both, lambda p, s, b: forward(p, s, b).logits, look)}
+    heads |= {m: Head(requires[m], of_one(m), look) for m in SENSORS}
+    streams = {"labelled": Stream("labelled")}
+    if learns:
+        streams[UNLABELLED] = Stream("unlabelled", float(options.unlabelled))
+    couples = ("batch-norm", *(("Dice",) if options.dice else ()), *(("transport",) if assigns else ()))
+    return Method(
+        streams=streams,
+        init=init,
+        loss=loss,
+        encode=encode,
+        heads=heads,
+        requires=(*both, "label"),
+        forward=forward,
+        classify=classify,
+        pseudo=pseudo if assigns else None,
+        couples=couples,
+        limits={
+            "transport_error": (
+                LARGEST_ERROR,
+                "Sinkhorn leaves that share of the pixels' mass with other classes than were asked for; more "
+                "method.iterations or a larger method.prototype_epsilon bring it down.",
+            )
+        }
+        if assigns
+        else {},
+    )
+
+
+def complementary_loss(
+    logits: Float[Array, "b h' w' k"], others: Float[Array, "b h' w' k"], where: Bool[Array, "b h w"]
+) -> tuple[Array, Array]:
+    """What one sensor's head learns from the other's where they differ: KL(other || own), weighted by their distance.
+
+        total = sum_p d_p w_p KL(sg p' || p),   weight = sum_p d_p w_p,   d = sg |p - p'|_1 / 2
+
+    where: pixels that the other sees; cells count by their share. Differs from a mean in that agreement costs nothing.
+    """
+    log_p, log_q = jax.nn.log_softmax(logits), lax.stop_gradient(jax.nn.log_softmax(others))
+    q = jnp.exp(log_q)
+    distance = lax.stop_gradient(0.5 * jnp.sum(jnp.abs(jnp.exp(log_p) - q), -1))
+    weight = distance * reassignment.cell_mass(where, logits.shape[1:3])
+    return jnp.sum(weight * jnp.sum(q * (log_q - log_p), -1)), jnp.sum(weight)
+
+
+def _present(where: dict[str, Array]) -> Present:
+    """Whether a sensor has any data in a row."""
+    return {m: where[m].any((1, 2)) for m in SENSORS}
+
+
+def _withheld(present: Present, keys: jax.Array, share: float) -> Present:
+    """In `share` of the rows that have both, one of them is withheld, either as often."""
+    if not share:
+        return present
+    u = jax.vmap(jax.random.uniform)(keys)
+    both = present["sar"] & present["optical"]
+    drops = {"optical": u < share / 2, "sar": (u >= share / 2) & (u < share)}
+    return {m: present[m] & ~(both & drops[m]) for m in SENSORS}
+
+
+def _pseudo_metrics(pseudo: dict[str, Pseudo], truth: Array, there: dict[str, Array]) -> dict[str, Term]:
+    """Of the fused head: how often its likeliest and its reassigned class are right, how much its labels count, how far
+    the class mass is from the truth's. Of all: the largest error of the plans.
+    """
+    one = jnp.ones(())
+    found, known = pseudo[FUSED], there[FUSED] & (truth != IGNORE_LABEL)
+    count = jnp.sum(known.astype(jnp.float32))
+    classes = found.mass.size
+    shares = jnp.sum((truth[..., None] == jnp.arange(classes)) & known[..., None], (0, 1, 2)) / jnp.maximum(count, 1.0)
+    hits = {"argmax": found.argmax, "reassigned": found.label}
+    return {
+        **{
+            f"pseudo_{name}": Term(jnp.sum((x == truth) & known).astype(jnp.float32), count) for name, x in hits.items()
+        },
+        "pseudo_weight": Term(jnp.sum(found.weight), jnp.sum(there[FUSED].astype(jnp.float32))),
+        "mass_error": Term(jnp.where(count > 0, jnp.sum(jnp.abs(found.mass - shares)), 0.0), one),
+        "transport_error": Term(jnp.max(jnp.stack([p.error for p in pseudo.values()])), one),
+    }
+
+
+def _check(options: LabelReassignment, context: Context) -> None:
+    """UserError for what does not go together."""
+    experiment = context.experiment
+    if not isinstance(experiment.network, DLLR):
+        raise UserError(f"method 'dllr' trains network 'dllr', not {experiment.network.NAME!r}.")
+    if set(experiment.inputs.modalities) != set(SENSORS):
+        raise UserError(
+            f"method 'dllr' reads optical and sar, not {', '.join(experiment.inputs.modalities) or 'nothing'}; "
+            "--inputs.modalities sar optical is accepted."
+        )
+    if experiment.inputs.repeat:
+        raise UserError(
+            "inputs.repeat would mix the sensors' channels, which method 'dllr' keeps apart; 0 is accepted."
+        )
+    if options.mask_optical + options.mask_sar > 1:
+        raise UserError(
+            f"method.mask_optical {options.mask_optical} and method.mask_sar {options.mask_sar} would hide some cells "
+            "from both sensors; shares that add up to 1 at most are accepted."
+        )
