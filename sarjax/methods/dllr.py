@@ -104,7 +104,8 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
             ramp = jnp.exp(-5.0 * (1.0 - t) ** 2)
         if options.complementary:
             for m, other in zip(SENSORS, reversed(SENSORS), strict=True):
-                pair = complementary_loss(theirs.logits[m], theirs.logits[other], visible[other] & there[m])
+                both_have = there[m] & there[other] & visible[other]
+                pair = complementary_loss(theirs.logits[m], theirs.logits[other], both_have)
                 terms[f"complementary_{m}"] = Term(*pair, 0.5 * options.complementary * ramp)
         if not assigns:
             return terms, Outputs(stats, rest.memory, metrics)

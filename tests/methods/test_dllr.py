@@ -214,6 +214,9 @@ def test_complementary_learning_reads_what_the_other_sees():
     terms, _ = run(method, variables, batch, step=20)
     for m in SENSORS:
         np.testing.assert_allclose(terms[f"complementary_{m}"].factor, 0.4, rtol=1e-6)
+    rows = batch[UNLABELLED]
+    gone, _ = run(method, variables, batch | {UNLABELLED: rows | {"sar_valid": 0 * rows["sar_valid"]}}, step=20)
+    assert gone["complementary_optical"].weight == gone["complementary_sar"].weight == 0, "no SAR to learn from"
     hidden, _ = run(*build(**OFF | {"complementary": 0.8, "cell": 16, "mask_optical": 1.0, "mask_sar": 0.0}))
     assert hidden["complementary_sar"].weight == 0, "nothing of the optical image is seen"
     assert hidden["complementary_optical"].weight > 0
