@@ -36,7 +36,7 @@ def taught(tmp_path_factory, data):
 
 @pytest.fixture(autouse=True)
 def in_memory(monkeypatch, data):
-    monkeypatch.setattr("sarjax.reports.gradients.data_of", lambda *args: data)
+    monkeypatch.setattr("sarjax.reports.training.data_of", lambda *args: data)
 
 
 def test_pulls_are_the_gradients_of_each_term(taught, data):
