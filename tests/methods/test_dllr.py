@@ -309,8 +309,12 @@ def test_the_same_on_eight_devices(unlabelled):
     for mesh in (make_mesh(Mesh(data=1), jax.devices()[:1]), make_mesh(Mesh())):
         placed = put_batch(mesh, batch)
         rest = Rest(None, variables.stats, variables.memory)
-        terms, outputs = jax.jit(method.loss)(variables.params, rest, placed, KEY, jnp.int32(15))
+        arguments = variables.params, rest, placed, KEY, jnp.int32(15)
+        compiled = jax.jit(method.loss).lower(*arguments).compile()
+        terms, outputs = compiled(*arguments)
         results.append(({k: (t.total, t.weight) for k, t in terms.items()}, outputs.memory, outputs.metrics))
+    assert "all-reduce" in (program := compiled.as_text())
+    assert not [moved for moved in ("all-gather", "all-to-all", "collective-permute") if moved in program]
     one, eight = results
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), one[1], eight[1])
     for name, (total, weight) in one[0].items():
