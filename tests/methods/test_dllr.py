@@ -1,5 +1,8 @@
 """DLLR's method: which rows teach which heads what, and that nothing of the hidden truth does."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +19,7 @@ from sarjax.methods.dllr import HEADS, SENSORS, UNLABELLED, _withheld, complemen
 from sarjax.methods.record import Context, Rest, Schedule
 from sarjax.options import DLLR, FCN, LabelReassignment
 from sarjax.spec import IGNORE_LABEL
+from sarjax.train import loop
 from sarjax.train.mesh import make_mesh, put_batch
 
 DATA = toy.dataset(size=64)
@@ -319,6 +323,20 @@ def test_the_same_on_eight_devices(unlabelled):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), one[1], eight[1])
     for name, (total, weight) in one[0].items():
         np.testing.assert_allclose(eight[0][name], (total, weight), rtol=2e-3, err_msg=name)
+
+
+def test_a_resumed_run_is_bit_identical(tmp_path, monkeypatch):
+    """Prototypes, frequencies and queues go on where they were."""
+    config = toy.config(LabelReassignment(), network=SMALL, inputs=BOTH, data=Data("toy", labelled=0.5), steps=4)
+    config = dataclasses.replace(config, execution=dataclasses.replace(config.execution, mesh=Mesh(data=1)))
+    train = functools.partial(loop.train, config, dataset=DATA, say=lambda line: None)
+    whole = train(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopFlag, "requested", lambda self, step: step == 3)
+        assert int(train(tmp_path / "resumed").step) == 3
+    resumed = train(tmp_path / "resumed")
+    assert resumed.memory["filled"] == 4
+    same(jax.device_get((whole.params, whole.stats, whole.memory)), (resumed.params, resumed.stats, resumed.memory))
 
 
 def test_what_is_refused():
