@@ -5,6 +5,7 @@ WORKDIR/<data>/ <row>-<seed>/ (runs)  table.json  table.md  intervals.json, and 
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -344,11 +345,15 @@ def _document(
     if baseline in expected:
         recipe = recipes.find(plan.rows[baseline].recipe)
         setting = configs.difference(recipe.experiment, expected[baseline].experiment)
-    for name, config in expected.items():
-        if _key(config) in datasets:
-            data = dataclasses.replace(config.experiment.data, fingerprint=datasets[_key(config)].fingerprint)
-            expected[name] = dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, data=data))
-    found = collect(plan.folder, expected, baseline)
+
+    def of_these_records(row: Row, seed: int) -> Config:
+        config = plan.config(row, seed)
+        fingerprint = datasets[_key(config)].fingerprint if _key(config) in datasets else ""
+        data = dataclasses.replace(config.experiment.data, fingerprint=fingerprint)
+        return dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, data=data))
+
+    wanted = {name: functools.partial(of_these_records, plan.rows[name]) for name in expected}
+    found = collect(plan.folder, wanted, baseline)
     return {
         "paper": plan.paper,
         "data": plan.data,

@@ -39,8 +39,11 @@ def test_tally():
     argmax, label, weight = np.zeros((12, 12), int), np.ones((12, 12), int), np.zeros((12, 12))
     weight[:, 8:] = 0.3
     weight[:, 0] = 0.2
+    covered = np.ones((12, 12), bool)
+    covered[6:] = False
     tally = Tally(3)
-    tally.add(truth, argmax, label, weight)
+    for half in (covered, ~covered):
+        tally.add(truth, argmax, label, weight, half)
     found = tally.rows()
     assert found["boundary"] == {
         "pixels": 66, "argmax": 0.5, "reassigned": 0.5, "counted": 11 / 66, "counted_right": 1.0,

@@ -307,7 +307,6 @@ def _print_pseudo(content: dict[str, Any]) -> None:
         shares = [share(zone[key]) for key in ("argmax", "reassigned", "counted", "counted_right")]
         print(f"{name:<10}{zone['pixels']:>12,}" + "{:>11}{:>12}{:>9}{:>16}".format(*shares))
     error = content["transport_error"]
-    print(
-        f"mass left with other classes than were asked for: {error['mean']:.2e} a batch, {error['largest']:.2e} at most"
-    )
-    print(f"mass of the classes: |asked - truth| = {content['class_mass_error']:.4f}")
+    print("mass of the classes, sums over them:")
+    print(f"  |transported - asked| = {error['mean']:.2e} in the mean of the batches, {error['largest']:.2e} at most")
+    print(f"  |asked - truth| = {content['class_mass_error']:.4f}")

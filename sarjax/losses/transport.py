@@ -124,7 +124,7 @@ def prototype_cost(
     Sinkhorn far from converged at a small epsilon. Where there is no pixel with mass or no class, nothing is divided.
     """
     v, mu = (lax.stop_gradient(x.astype(jnp.float32)) for x in (features, prototypes))
-    cosine = unit(v) @ unit(mu).T
+    cosine = jnp.matmul(unit(v), unit(mu).T, precision=lax.Precision.HIGHEST)
     cost = jnp.where(seen > 0, 0.5 * (1.0 - cosine), 1.0)
     weight = lax.stop_gradient((pixel_mass > 0).astype(jnp.float32)[:, None] * (seen > 0))
     total = jnp.sum(weight)

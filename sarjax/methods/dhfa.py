@@ -70,7 +70,7 @@ def dhfa(options: Distillation, context: Context) -> Method:
     experiment, spec, statistics, teacher = context.experiment, context.spec, context.statistics, context.teacher
     base = supervised(options, context)
     network = build_network(experiment.network, spec.num_classes, jnp.dtype(experiment.precision))
-    weights = class_weights(options, spec, statistics)
+    weights = class_weights(options, spec, statistics, experiment.data.labelled)
 
     def projections(taught: Levels) -> Projections:
         return Projections({name: x.shape[-1] for name, x in taught.items()}, options.reading, network.dtype)

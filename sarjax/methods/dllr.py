@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from sarjax.augment.inputs import channel_count, channel_names, has_data, network_inputs
+from sarjax.augment.inputs import channel_count, channel_names, has_data, network_inputs, tile_statistics
 from sarjax.augment.keys import row_keys
 from sarjax.augment.masking import asymmetric_masks
 from sarjax.errors import UserError
@@ -34,6 +34,7 @@ ROLE = 0xD118  # folded into keys
 LARGEST_ERROR = 1e-2  # of the class mass
 
 Present = dict[str, Bool[Array, " b"]]
+Covered = dict[str, Bool[Array, "b h w"]]
 
 
 def dllr(options: LabelReassignment, context: Context) -> Method:
@@ -50,7 +51,7 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
     names = channel_names(inputs, spec)
     groups = tuple(tuple(i for i, n in enumerate(names) if n.startswith((f"{m}[", f"{m}."))) for m in SENSORS)
     network = build_network(experiment.network, spec.num_classes, jnp.dtype(experiment.precision)).clone(groups=groups)
-    weights = class_weights(options, spec, statistics)
+    weights = class_weights(options, spec, statistics, experiment.data.labelled)
     learns = bool(options.unlabelled)
     assigns = learns and bool(options.cross or options.consistency)
 
@@ -59,10 +60,18 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
         out, updates = network.apply(variables, image, True, present, method="views", mutable=["batch_stats"])
         return out, updates["batch_stats"]
 
-    def seen(rows: Batch) -> dict[str, Bool[Array, "b h w"]]:
-        """Where each head has data."""
-        where = {m: has_data(rows, alone[m], spec) for m in SENSORS}
-        return where | {FUSED: where["sar"] | where["optical"]}
+    def covered(rows: Batch) -> Covered:
+        """Where each sensor has data."""
+        return {m: has_data(rows, alone[m], spec) for m in SENSORS}
+
+    def masked(rows: Batch, visible: Covered) -> Array:
+        """Inputs in which what is not visible is as what has no data, also to means over neighbours."""
+        rows = dict(rows)
+        for m in SENSORS:
+            if inputs.normalisation == "tile":  # of the whole tile, as for its pseudo-labels
+                rows[f"{m}_mean"], rows[f"{m}_std"] = tile_statistics(rows[m], rows[f"{m}_valid"])
+            rows[f"{m}_valid"] = jnp.where(visible[m][:, None], rows[f"{m}_valid"], 0)
+        return network_inputs(rows, inputs, spec, statistics)
 
     def init(key: jax.Array) -> Variables:
         image = jnp.zeros((1, SIZE_AT_INIT, SIZE_AT_INIT, channel_count(inputs, spec)), jnp.float32)
@@ -76,8 +85,9 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
 
     def loss(params: Tree, rest: Rest, batch: Tree, key: jax.Array, step: jax.Array):
         _, rows = augmented(batch["labelled"], key, augment, spec)
-        image, where = network_inputs(rows, inputs, spec, statistics), seen(rows)
+        image, where = network_inputs(rows, inputs, spec, statistics), covered(rows)
         present = _withheld(_present(where), row_keys(jax.random.fold_in(key, ROLE), rows), options.dropout)
+        where |= {FUSED: _union(where, present)}
         if not learns:
             found, stats = views(params, rest.stats, image, present)
             terms, metrics = _supervision(found, rows["label"], where)
@@ -85,16 +95,14 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
 
         n = len(image)
         _, free = augmented(batch[UNLABELLED], key, augment, spec, ROLE)
-        whole, there = network_inputs(free, inputs, spec, statistics), seen(free)
+        whole, there = network_inputs(free, inputs, spec, statistics), covered(free)
         drop, hide = (row_keys(jax.random.fold_in(key, ROLE + i), free) for i in (1, 2))
-        visible = _visible(hide, there)
         free_present = _withheld(_present(there), drop, options.dropout)
-        masked = jnp.zeros_like(whole)
-        for m, group in zip(SENSORS, groups, strict=True):
-            channels = jnp.zeros(whole.shape[-1], bool).at[jnp.array(group)].set(True)
-            masked = jnp.where(channels & visible[m][..., None], whole, masked)
+        visible = _visible(hide, there, free_present)
+        learns_at = there | {FUSED: _union(there, free_present)}
+        there |= {FUSED: _union(there, _present(there))}
         both = {m: interleaved(present[m], free_present[m]) for m in SENSORS}
-        found, stats = views(params, rest.stats, interleaved(image, masked), both)
+        found, stats = views(params, rest.stats, interleaved(image, masked(free, visible)), both)
         ours, theirs = (jax.tree.map(lambda x, i=i: separated(x, n)[i], found) for i in (0, 1))
         terms, metrics = _supervision(ours, rows["label"], where)
 
@@ -111,16 +119,16 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
             return terms, Outputs(stats, rest.memory, metrics)
 
         unmasked = views(lax.stop_gradient(params), rest.stats, whole, _present(there))[0]
-        memory = _learnt(rest.memory, ours, rows["label"], unmasked, there)
+        memory = _learnt(rest.memory, ours, rows["label"], where, unmasked, there)
         pseudo = _pseudo(unmasked, there, memory, whole.shape[1:3])
         size = there[FUSED].shape[1:]
         logits = {head: resized(theirs.logits[head], size) for head in HEADS}
 
         def supervised_by(head: str, teacher: str) -> tuple[Array, Array]:
             """Cross-entropy of `head` with the pseudo-labels of `teacher`: a mean over the pixels that both have."""
-            weight = jnp.where(there[head], pseudo[teacher].weight, 0.0)
+            weight = jnp.where(learns_at[head], pseudo[teacher].weight, 0.0)
             total, _ = cross_entropy(logits[head], pseudo[teacher].label, pixel_weights=weight)
-            return total, jnp.sum((there[head] & there[teacher]).astype(jnp.float32))
+            return total, jnp.sum((learns_at[head] & there[teacher]).astype(jnp.float32))
 
         if options.cross:
             for m, other in zip(SENSORS, reversed(SENSORS), strict=True):
@@ -131,7 +139,7 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
         metrics |= _pseudo_metrics(pseudo, free["hidden_label"], there)
         return terms, Outputs(stats, memory, metrics)
 
-    def _supervision(found: Views, label: Array, where: dict[str, Array]) -> tuple[dict[str, Term], dict[str, Term]]:
+    def _supervision(found: Views, label: Array, where: Covered) -> tuple[dict[str, Term], dict[str, Term]]:
         terms, metrics = {}, {}
         for head in HEADS:
             known = jnp.where(where[head], label, IGNORE_LABEL)
@@ -141,24 +149,25 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
             metrics |= {name if head == FUSED else f"{name}_{head}": term for name, term in shares.items()}
         return terms, metrics
 
-    def _visible(keys: jax.Array, there: dict[str, Array]) -> dict[str, Bool[Array, "b h w"]]:
-        """Where each sensor's image is not masked; all of it where the other sensor has no data."""
+    def _visible(keys: jax.Array, there: Covered, present: Present) -> Covered:
+        """Where each sensor's image is not masked: all of it where the other has no data, or is withheld."""
         if not options.cell:
             return {m: jnp.ones_like(there[m]) for m in SENSORS}
-        h, w = there[FUSED].shape[1:]
+        h, w = there["sar"].shape[1:]
         masks = asymmetric_masks(keys, h, w, cell=options.cell, optical=options.mask_optical, sar=options.mask_sar)
-        return {"optical": masks.optical | ~there["sar"], "sar": masks.sar | ~there["optical"]}
+        alone = ~(present["sar"] & present["optical"])[:, None, None]
+        return {"optical": masks.optical | ~there["sar"] | alone, "sar": masks.sar | ~there["optical"] | alone}
 
-    def _learnt(memory: Tree, ours: Views, label: Array, unmasked: Views, there: dict[str, Array]) -> Tree:
+    def _learnt(memory: Tree, ours: Views, label: Array, where: Covered, unmasked: Views, there: Covered) -> Tree:
         size = unmasked.logits[FUSED].shape[1:3]
         one_hot = (label[..., None] == jnp.arange(spec.num_classes)).astype(jnp.float32)
-        shares = reassignment.adaptive_avg_pool(one_hot, size)
-        memory = reassignment.remembered(memory, ours.embeddings, shares, options.momentum)
+        shares = {head: reassignment.adaptive_avg_pool(one_hot * where[head][..., None], size) for head in HEADS}
+        memory = reassignment.remembered(memory, ours.embeddings, shares, jnp.sum(one_hot, (0, 1, 2)), options.momentum)
         probabilities = {head: jax.nn.softmax(unmasked.logits[head]) for head in HEADS}
         masses = {head: reassignment.cell_mass(there[head], size) for head in HEADS}
         return reassignment.queued(memory, probabilities, masses)
 
-    def _pseudo(found: Views, there: dict[str, Array], memory: Tree, size: tuple[int, int]) -> dict[str, Pseudo]:
+    def _pseudo(found: Views, there: Covered, memory: Tree, size: tuple[int, int]) -> dict[str, Pseudo]:
         out = {}
         for head in HEADS:
             fine, coarse = resized(found.logits[head], size), found.logits[head]
@@ -168,10 +177,12 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
         return out
 
     def pseudo(params: Tree, stats: Tree, memory: Tree, batch: Batch) -> dict[str, Pseudo]:
-        there = seen(batch)
+        there = covered(batch)
+        present = _present(there)
+        there |= {FUSED: _union(there, present)}
         image = network_inputs(batch, inputs, spec, statistics)
         variables = {"params": params, "batch_stats": stats}
-        found = network.apply(variables, image, False, _present(there), method="views")
+        found = network.apply(variables, image, False, present, method="views")
         return _pseudo(found, there, memory, image.shape[1:3])
 
     def encode(params: Tree, stats: Tree, images: jax.Array, train: bool):
@@ -183,7 +194,7 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
     def forward(params: Tree, stats: Tree, batch: Batch) -> Prediction:
         image = network_inputs(batch, inputs, spec, statistics)
         found = network.apply(
-            {"params": params, "batch_stats": stats}, image, False, _present(seen(batch)), method="views"
+            {"params": params, "batch_stats": stats}, image, False, _present(covered(batch)), method="views"
         )
         logits = resized(found.logits[FUSED], image.shape[1:3])
         return Prediction(logits, None, found.features, found.features, found.embeddings[FUSED])
@@ -223,7 +234,7 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
         limits={
             "transport_error": (
                 LARGEST_ERROR,
-                "Sinkhorn leaves that share of the pixels' mass with other classes than were asked for; more "
+                "so far from the masses that were asked for, summed over classes, Sinkhorn leaves them; more "
                 "method.iterations or a larger method.prototype_epsilon bring it down.",
             )
         }
@@ -248,9 +259,15 @@ def complementary_loss(
     return jnp.sum(weight * jnp.sum(q * (log_q - log_p), -1)), jnp.sum(weight)
 
 
-def _present(where: dict[str, Array]) -> Present:
+def _present(where: Covered) -> Present:
     """Whether a sensor has any data in a row."""
     return {m: where[m].any((1, 2)) for m in SENSORS}
+
+
+def _union(where: Covered, present: Present) -> Bool[Array, "b h w"]:
+    """Where the fused head sees anything."""
+    sar, optical = (where[m] & present[m][:, None, None] for m in ("sar", "optical"))
+    return sar | optical
 
 
 def _withheld(present: Present, keys: jax.Array, share: float) -> Present:
@@ -263,14 +280,14 @@ def _withheld(present: Present, keys: jax.Array, share: float) -> Present:
     return {m: present[m] & ~(both & drops[m]) for m in SENSORS}
 
 
-def _pseudo_metrics(pseudo: dict[str, Pseudo], truth: Array, there: dict[str, Array]) -> dict[str, Term]:
+def _pseudo_metrics(pseudo: dict[str, Pseudo], truth: Array, there: Covered) -> dict[str, Term]:
     """Of the fused head: how often its likeliest and its reassigned class are right, how much its labels count, how far
     the class mass is from the truth's. Of all: the largest error of the plans.
     """
     one = jnp.ones(())
     found, known = pseudo[FUSED], there[FUSED] & (truth != IGNORE_LABEL)
     count = jnp.sum(known.astype(jnp.float32))
-    classes = found.mass.size
+    classes = found.asked.size
     shares = jnp.sum((truth[..., None] == jnp.arange(classes)) & known[..., None], (0, 1, 2)) / jnp.maximum(count, 1.0)
     hits = {"argmax": found.argmax, "reassigned": found.label}
     return {
@@ -278,7 +295,7 @@ def _pseudo_metrics(pseudo: dict[str, Pseudo], truth: Array, there: dict[str, Ar
             f"pseudo_{name}": Term(jnp.sum((x == truth) & known).astype(jnp.float32), count) for name, x in hits.items()
         },
         "pseudo_weight": Term(jnp.sum(found.weight), jnp.sum(there[FUSED].astype(jnp.float32))),
-        "mass_error": Term(jnp.where(count > 0, jnp.sum(jnp.abs(found.mass - shares)), 0.0), one),
+        "mass_error": Term(jnp.where(count > 0, jnp.sum(jnp.abs(found.asked - shares)), 0.0), one),
         "transport_error": Term(jnp.max(jnp.stack([p.error for p in pseudo.values()])), one),
     }
 

@@ -25,51 +25,54 @@ class Pseudo(NamedTuple):
     """Of one head, at the size of the image.
 
     argmax: the most probable class. label: the reassigned one. weight: how much it counts: the largest probability
-    where all levels agree, else 0; 0 where the head has no data. error: of the plans' class mass, the largest of the
-    levels (`Plan.error`). mass: what the classes were to have.
+    where all levels agree, else 0; 0 where the head has no data. covered: where it has. error: of the plans' class
+    mass, the largest of the levels (`Plan.error`). asked: the mass that the classes were to have.
     """
 
     argmax: Int[Array, "b h w"]
     label: Int[Array, "b h w"]
     weight: Float[Array, "b h w"]
+    covered: Bool[Array, "b h w"]
     error: Float[Array, ""]
-    mass: Float[Array, " k"]
+    asked: Float[Array, " k"]
 
 
 def initial(heads: Mapping[str, int], classes: int, queue: int) -> Memory:
     """Memory before the first batch; heads: {name: channels of its embedding}.
 
-    frequencies: (k,), decaying sums of labelled shares. seen: (k,), 1 once a class was labelled. queue/<head>:
-    (queue, k), mean predictions of past batches, filled from the front and then replaced in turn; filled: how many
-    there ever were. prototypes/<head>: (k, d), decaying means of labelled features' directions.
+    frequencies: (k,), decaying sums of labelled shares. queue/<head>: (queue, k), mean predictions of past batches,
+    filled from the front and then replaced in turn; filled: how many there ever were. prototypes/<head>: (k, d),
+    decaying means of labelled features' directions; seen/<head>: (k,), 1 once there was one of that class.
     """
-    memory = {
-        "frequencies": jnp.zeros(classes),
-        "seen": jnp.zeros(classes),
-        "filled": jnp.zeros((), jnp.int32),
-    }
+    memory = {"frequencies": jnp.zeros(classes), "filled": jnp.zeros((), jnp.int32)}
     for name, channels in heads.items():
+        memory[f"seen/{name}"] = jnp.zeros(classes)
         memory[f"queue/{name}"] = jnp.zeros((queue, classes))
         memory[f"prototypes/{name}"] = jnp.zeros((classes, channels))
     return memory
 
 
-def remembered(memory: Memory, features: Maps, shares: Float[Array, "b h w k"], momentum: float) -> Memory:
-    """Memory after labelled rows; shares: of each class among each cell's pixels, all 0 where none is labelled."""
-    features, shares = lax.stop_gradient((dict(features), shares))
-    count = jnp.sum(shares, (0, 1, 2))
-    total = jnp.sum(count)
-    here = (count > 0).astype(jnp.float32)
-    batch = count / jnp.maximum(total, 1e-12)
+def remembered(memory: Memory, features: Maps, shares: Maps, labelled: Float[Array, " k"], momentum: float) -> Memory:
+    """Memory after labelled rows.
+
+    shares: by head, of each class among each cell's pixels, where that head has data and they are labelled. labelled:
+    how many pixels are of each class.
+    """
+    features, shares = lax.stop_gradient((dict(features), dict(shares)))
+    total = jnp.sum(labelled)
     out = dict(memory)
     # Sums of decaying weights: their quotient is right from the first batch on.
-    out["frequencies"] = jnp.where(total > 0, momentum * memory["frequencies"] + batch, memory["frequencies"])
-    out["seen"] = jnp.maximum(memory["seen"], here)
+    decayed = momentum * memory["frequencies"] + labelled / jnp.maximum(total, 1e-12)
+    out["frequencies"] = jnp.where(total > 0, decayed, memory["frequencies"])
     for name, f in features.items():
-        mean = jnp.einsum("bhwk,bhwd->kd", shares, unit(f.astype(jnp.float32))) / jnp.maximum(count, 1e-12)[:, None]
-        old = memory[f"prototypes/{name}"]
-        decayed = jnp.where(memory["seen"][:, None] > 0, momentum * old + (1 - momentum) * mean, mean)
-        out[f"prototypes/{name}"] = jnp.where(here[:, None] > 0, decayed, old)
+        count, old, seen = jnp.sum(shares[name], (0, 1, 2)), memory[f"prototypes/{name}"], memory[f"seen/{name}"]
+        # `where`, not a product: features of cells without a labelled pixel must not get through.
+        direction = jnp.where(jnp.sum(shares[name], -1, keepdims=True) > 0, unit(f.astype(jnp.float32)), 0.0)
+        sums = jnp.einsum("bhwk,bhwd->kd", shares[name], direction, precision=lax.Precision.HIGHEST)
+        mean = sums / jnp.maximum(count, 1e-12)[:, None]
+        decayed = jnp.where(seen[:, None] > 0, momentum * old + (1 - momentum) * mean, mean)
+        out[f"prototypes/{name}"] = jnp.where(count[:, None] > 0, decayed, old)
+        out[f"seen/{name}"] = jnp.maximum(seen, (count > 0).astype(jnp.float32))
     return out
 
 
@@ -80,7 +83,7 @@ def queued(memory: Memory, probabilities: Maps, masses: Mapping[str, Float[Array
     for name, p in lax.stop_gradient(dict(probabilities)).items():
         total = jnp.sum(masses[name])
         some &= total > 0
-        mean = jnp.einsum("bhwk,bhw->k", p, masses[name]) / jnp.maximum(total, 1e-12)
+        mean = jnp.einsum("bhwk,bhw->k", p, masses[name], precision=lax.Precision.HIGHEST) / jnp.maximum(total, 1e-12)
         queue = memory[f"queue/{name}"]
         out[f"queue/{name}"] = queue.at[memory["filled"] % len(queue)].set(mean)
     # A batch in which a head sees nothing leaves all queues as they are, so that they stay of one length.
@@ -112,7 +115,7 @@ def reassigned(
     """
     asked = class_frequencies(expected_mass(memory, head), "uniform" if options.mass == "uniform" else "given")
     tau = options.relaxation if options.mass == "soft" else 1.0
-    prototypes, seen = memory[f"prototypes/{head}"], memory["seen"]
+    prototypes, seen = memory[f"prototypes/{head}"], memory[f"seen/{head}"]
 
     def plans(p, v, m, levels):
         """Shares of each level on one grid, and their errors."""
@@ -169,7 +172,7 @@ def pseudo_labels(
         for level in fine:
             weight = jnp.where(jnp.argmax(level, -1) == label, weight, 0.0)
     weight = jnp.where(there & (weight >= options.threshold), weight, 0.0)
-    return Pseudo(likely, label, weight, error, asked)
+    return Pseudo(likely, label, weight, there, error, asked)
 
 
 def cell_mass(there: Bool[Array, "b h w"], size: tuple[int, int]) -> Float[Array, "b h' w'"]:

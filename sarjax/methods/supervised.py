@@ -24,14 +24,9 @@ def supervised(options: Supervised, context: Context) -> Method:
     """Learns `label` from `experiment.inputs`, on the labelled tiles alone."""
     experiment, spec, statistics = context.experiment, context.spec, context.statistics
     inputs, augment = experiment.inputs, experiment.augment
-    if options.class_weights == "histogram" and experiment.data.labelled < 1:
-        raise UserError(
-            "method.class_weights 'histogram' counts the labels of all training tiles, of which only "
-            f"experiment.data.labelled = {experiment.data.labelled} may be used; 'none' and 'given' are accepted."
-        )
     network = build_network(experiment.network, spec.num_classes, jnp.dtype(experiment.precision))
     channels = channel_count(inputs, spec)
-    weights = class_weights(options, spec, statistics)
+    weights = class_weights(options, spec, statistics, experiment.data.labelled)
 
     def init(key: jax.Array) -> Variables:
         image = jnp.zeros((1, SIZE_AT_INIT, SIZE_AT_INIT, channels), jnp.float32)
@@ -104,10 +99,19 @@ def supervised_terms(
     return terms, {"pixel_accuracy": Term(hit.sum().astype(jnp.float32), valid.sum().astype(jnp.float32))}
 
 
-def class_weights(options: Supervised, spec: DatasetSpec, statistics: Statistics) -> jax.Array | None:
-    """The weight of each class in the cross-entropy, as the options say; UserError where their number is wrong."""
+def class_weights(options: Supervised, spec: DatasetSpec, statistics: Statistics, labelled: float) -> jax.Array | None:
+    """The weight of each class in the cross-entropy, as the options say.
+
+    labelled: share of the training tiles whose labels may be used. UserError where the number of weights is wrong, or
+    where they would come from labels that may not be used.
+    """
     if options.class_weights == "none":
         return None
+    if options.class_weights == "histogram" and labelled < 1:
+        raise UserError(
+            "method.class_weights 'histogram' counts the labels of all training tiles, of which only "
+            f"experiment.data.labelled = {labelled} may be used; 'none' and 'given' are accepted."
+        )
     if options.class_weights == "histogram":
         return class_weights_from_histogram(jnp.asarray(statistics.class_pixels))
     if len(options.class_weight_values) != spec.num_classes:

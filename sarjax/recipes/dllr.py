@@ -44,6 +44,9 @@ def _config(share: float = SHARE, **parts: Any) -> Config:
 def dllr() -> Config:
     """DLLR: masks, complementary learning, labels reassigned by two levels of transport, cross supervision.
 
+    An epoch is one of the labelled tiles: with another share S of them (--data.labelled), --epochs 40/S keeps the
+    number of steps.
+
     sarjax train dllr --workdir runs/dllr
     sarjax predict runs/dllr SAR.tif --head sar --out maps
     """
@@ -122,6 +125,22 @@ def dllr_uncomplementary() -> Config:
     return _config(**CAREFUL | {"complementary": 0.0})
 
 
+def dllr_likeliest() -> Config:
+    """`dllr` whose pseudo-labels are the likeliest classes, without transport.
+
+    sarjax train dllr_likeliest --workdir runs/likeliest
+    """
+    return _config(**CAREFUL | {"prediction": False, "prototype": False})
+
+
+def dllr_uncrossed() -> Config:
+    """`dllr` without cross pseudo-supervision between the sensors.
+
+    sarjax train dllr_uncrossed --workdir runs/uncrossed
+    """
+    return _config(**CAREFUL | {"cross": 0.0})
+
+
 def dllr_inconsistent() -> Config:
     """`dllr` without the fused head's supervision of the others (multimodal consistency).
 
@@ -157,6 +176,8 @@ RECIPES: tuple[Callable[[], Config], ...] = (
     dllr_levels,
     dllr_unmasked,
     dllr_uncomplementary,
+    dllr_likeliest,
+    dllr_uncrossed,
     dllr_inconsistent,
     dllr_credulous,
     dllr_hard,

@@ -172,7 +172,8 @@ TABLES["dhfa"] = (
     ),
 )
 
-DLLR = ("dllr_prediction", "dllr_prototype", "dllr_region", "dllr_levels")
+LEVELS = ("dllr_prediction", "dllr_prototype", "dllr_region", "dllr_levels")
+WITHOUT = ("unmasked", "uncomplementary", "likeliest", "uncrossed", "inconsistent", "credulous", "hard")
 TABLES["dllr"] = (
     Table(
         name="parts",
@@ -180,7 +181,7 @@ TABLES["dllr"] = (
         rows=(
             Row("supervised", "dllr_supervised", {}, test=True, draws=True),
             Row("cps", "dllr_cps", {}, draws=True),
-            *(Row(recipe.removeprefix("dllr_"), recipe, {}, draws=True) for recipe in DLLR),
+            *(Row(recipe.removeprefix("dllr_"), recipe, {}, draws=True) for recipe in LEVELS),
             Row("full", "dllr", {}, test=True, draws=True),
             Row("all_labels", "dllr_all_labels", {}, test=True),
         ),
@@ -196,16 +197,14 @@ TABLES["dllr"] = (
         title="the method without each part",
         rows=(
             Row("full", "dllr", {}, test=True, draws=True),
-            *(
-                Row(name, f"dllr_{name}", {}, draws=True)
-                for name in ("unmasked", "uncomplementary", "inconsistent", "credulous", "hard")
-            ),
+            *(Row(name, f"dllr_{name}", {}, draws=True) for name in WITHOUT),
         ),
         baseline="full",
         metrics=SCALARS,
         source="",
-        note="credulous: with pseudo-labels of any confidence, from a fifth of the training on; hard: classes get "
-        "exactly the expected mass.",
+        note="unmasked: no masks; uncomplementary: no complementary learning; likeliest: no transport; uncrossed: no "
+        "cross supervision; inconsistent: no supervision by the fused head; credulous: with pseudo-labels of any "
+        "confidence, from a fifth of the training on; hard: classes get exactly the expected mass.",
     ),
 )
 
@@ -283,7 +282,7 @@ def all_rows(tables: tuple[Table, ...]) -> dict[str, Row]:
     for table in tables:
         for row in table.rows:
             known = found.setdefault(row.name, row)
-            if (known.recipe, known.teacher) != (row.recipe, row.teacher):
+            if (known.recipe, known.teacher, known.draws) != (row.recipe, row.teacher, row.draws):
                 raise ValueError(f"row {row.name!r} is {known.recipe} and {row.recipe}")
             found[row.name] = dataclasses.replace(known, test=known.test or row.test)
         if table.baseline not in [row.name for row in table.rows]:

@@ -39,8 +39,12 @@ class Tally:
                       for name in ("boundary", "inside")}  # fmt: skip
         self.truth = np.zeros(classes, np.int64)
 
-    def add(self, truth: np.ndarray, argmax: np.ndarray, label: np.ndarray, weight: np.ndarray) -> None:
-        known, edge = truth != IGNORE_LABEL, boundary(truth)
+    def add(
+        self, truth: np.ndarray, argmax: np.ndarray, label: np.ndarray, weight: np.ndarray, covered: np.ndarray
+    ) -> None:
+        """One tile; covered: where the head has data, outside of which nothing is counted."""
+        known = covered & (truth != IGNORE_LABEL)
+        edge = known & boundary(truth)
         self.truth += np.bincount(truth[known], minlength=len(self.truth))
         for name, where in (("boundary", edge), ("inside", known & ~edge)):
             zone, counted = self.zones[name], where & (weight > 0)
@@ -75,8 +79,9 @@ def report_pseudo(
 ) -> tuple[dict[str, Any], tuple[Path, Path]]:
     """Writes RUN/reports/pseudo-<head>.png and .json; returns the latter's content and both paths.
 
-    Of the tiles that the run may not learn from, as its inference and memory label them: as many batches as asked for,
-    evenly spread, each transported as in training, unmasked. tiles: how many are drawn.
+    Of the tiles whose labels the run may not learn from, as its inference and memory label them: as many batches as
+    asked for, evenly spread over the tiles, each of as many rows as the run's unlabelled ones in a step and transported
+    for itself, unmasked. tiles: how many are drawn.
     UserError for a run without pseudo-labels.
     """
     for what, value in (("--tiles", tiles), ("--batches", batches)):
@@ -94,14 +99,15 @@ def report_pseudo(
         raise unknown(f"head of {run}", head, method.heads)
     split = dataset.split("train")
     free = labelled_split(len(split), experiment.data.labelled, experiment.data.labelled_seed)[1]
-    size = experiment.batch_size + -experiment.batch_size % row_shards(training.mesh)
+    rows = max(round(s.rows * experiment.batch_size) for s in method.streams.values() if s.kind == "unlabelled")
+    size = rows + -rows % row_shards(training.mesh)
     wanted = min(len(free), batches * size)
     chosen = [int(free[i]) for i in np.linspace(0, len(free) - 1, wanted).round().astype(int)]
     shown = {chosen[i] for i in np.linspace(0, wanted - 1, min(tiles, wanted)).round().astype(int)}
 
     pseudo = jax.jit(lambda p, s, m, b: method.pseudo(p, s, m, b)[head], out_shardings=replicated(training.mesh))
     tally, errors, pictures = Tally(dataset.spec.num_classes), [], []
-    mass = None
+    asked = None
     for first, batch in enumerate(evaluation_batches([split[i] for i in chosen], size)):
         kept = batch["row_valid"] > 0
         for name in dataset.spec.modality_names:  # rows that fill the batch up are no pixels to transport
@@ -109,11 +115,11 @@ def report_pseudo(
         found = jax.device_get(pseudo(training.state.params, training.state.stats, training.rest.memory,
                                       put_batch(training.mesh, batch)))  # fmt: skip
         errors.append(float(found.error))
-        mass = np.asarray(found.mass)
+        asked = np.asarray(found.asked)
         for row in np.flatnonzero(kept):
             position = chosen[first * size + row]
             truth = batch["label"][row]
-            tally.add(truth, found.argmax[row], found.label[row], found.weight[row])
+            tally.add(truth, found.argmax[row], found.label[row], found.weight[row], found.covered[row])
             if position in shown:
                 pictures.append((position, found.argmax[row], found.label[row], found.weight[row]))
     seen = tally.truth / max(1, tally.truth.sum())
@@ -121,15 +127,15 @@ def report_pseudo(
         "run": str(run),
         "checkpoint": training.checkpoint,
         "head": head,
-        "tiles": wanted,
+        "tiles": [split.name(i) for i in chosen],
         "boundary_reach": REACH,
         "zones": tally.rows(),
         "transport_error": {"mean": float(np.mean(errors)), "largest": max(errors)},
         "class_mass": {
             name: {"asked": float(a), "truth": float(t)}
-            for name, a, t in zip(dataset.spec.class_names, mass, seen, strict=True)
+            for name, a, t in zip(dataset.spec.class_names, asked, seen, strict=True)
         },
-        "class_mass_error": float(np.abs(mass - seen).sum()),
+        "class_mass_error": float(np.abs(asked - seen).sum()),
     }
     folder = results_folder(run, "reports")
     png, path = (folder / f"pseudo-{head}.{kind}" for kind in ("png", "json"))

@@ -6,7 +6,7 @@ A run's `reproduce.json` says how far it came and which results belong to which 
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,21 +38,22 @@ class Collected(NamedTuple):
     spec: DatasetSpec | None
 
 
-def collect(folder: Path, expected: Mapping[str, Config], baseline: str) -> Collected:
+def collect(folder: Path, expected: Mapping[str, Callable[[int], Config]], baseline: str) -> Collected:
     """The finished runs of every row, whoever ran them.
 
-    expected: {row: configuration}; its seed is any, and a fingerprint "" is any. baseline: the row that the facts say
-    the difference from.
+    expected: {row: the configuration of a seed}; a fingerprint "" is any. baseline: the row that the facts say the
+    difference from.
     """
     results: dict[str, dict[str, dict[int, Result]]] = {split: {} for split in SPLITS}
     rows: dict[str, dict[str, Any]] = {}
     left_out: list[str] = []
     records, machines, spec = {}, {}, None
-    for name, config in expected.items():
+    first = {name: config(0) for name, config in expected.items()}
+    for name, config in first.items():
         runs: dict[str, dict[str, Any]] = {}
         for seed, run in _finished(folder, name):
             try:
-                found = _read(run, seed, config)
+                found = _read(run, expected[name](seed))
             except UserError as e:
                 left_out.append(f"{run.name}: {e}")
                 continue
@@ -64,7 +65,7 @@ def collect(folder: Path, expected: Mapping[str, Config], baseline: str) -> Coll
         seconds = [r["seconds"] for r in runs.values() if "seconds" in r]
         rows[name] = {
             "recipe": config.recipe,
-            "differs": differs(expected[baseline], config) if baseline in expected else [],
+            "differs": differs(first[baseline], config) if baseline in first else [],
             "seeds": [int(seed) for seed in runs],
             "parameters": next((r.get("parameters") for r in runs.values()), None),
             "seconds": sum(seconds) / len(seconds) if seconds else None,
@@ -120,12 +121,12 @@ class _Run(NamedTuple):
     spec: DatasetSpec
 
 
-def _read(run: Path, seed: int, wanted: Config) -> _Run:
+def _read(run: Path, wanted: Config) -> _Run:
     """A finished run; UserError where it is damaged, or is not what the row says that it is."""
     here, record, manifest = read_config(run).experiment, read_record(run), read_manifest(run)
     fingerprint = wanted.experiment.data.fingerprint or here.data.fingerprint
     data = dataclasses.replace(wanted.experiment.data, fingerprint=fingerprint)
-    changed = configs.difference(here, dataclasses.replace(wanted.experiment, data=data, seed=seed))
+    changed = configs.difference(here, dataclasses.replace(wanted.experiment, data=data))
     if changed:
         raise UserError(f"it is of another experiment than is asked for ({'; '.join(changed)}).")
     as_its_row(manifest)

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from sarjax.config import Config
-from sarjax.data.pipeline import Batches, evaluation_batches
+from sarjax.data.pipeline import Batches, evaluation_batches, labelled_split
 from sarjax.data.store import Dataset
 from sarjax.errors import UserError
 from sarjax.evaluate.evaluator import Evaluation, evaluate, on_host
 from sarjax.methods.record import Head, Method
+from sarjax.spec import IGNORE_LABEL
 from sarjax.train.mesh import place, put_batch, row_shards
 from sarjax.train.state import TrainState
 
@@ -36,6 +37,14 @@ def make_batches(method: Method, dataset: Dataset, config: Config, mesh: jax.sha
         process=jax.process_index(),
         processes=jax.process_count(),
     )
+    data = experiment.data
+    drawn = labelled_split(len(batches.tiles), data.labelled, data.labelled_seed)[0] if data.labelled < 1 else ()
+    if len(drawn) and not any((batches.tiles[int(i)]["label"] != IGNORE_LABEL).any() for i in drawn):
+        raise UserError(
+            f"none of the {len(drawn)} tiles that experiment.data.labelled = {data.labelled} draws with seed "
+            f"{data.labelled_seed} has a labelled pixel; a larger share or another experiment.data.labelled_seed is "
+            "accepted."
+        )
     for name, rows in batches.rows.items():
         unit = row_shards(mesh) * experiment.accumulate
         if rows % unit:

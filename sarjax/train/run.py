@@ -113,8 +113,12 @@ def claim(workdir: Path, config: Config, dataset: Dataset, extended: int = 0) ->
         manifest.setdefault("tile", list(dataset.tile))
         data = config.experiment.data
         if data.labelled < 1:
-            drawn = labelled_split(len(dataset.split("train")), data.labelled, data.labelled_seed)[0]
-            manifest.setdefault("labelled", drawn.tolist())
+            drawn = labelled_split(len(dataset.split("train")), data.labelled, data.labelled_seed)[0].tolist()
+            if manifest.setdefault("labelled", drawn) != drawn:
+                raise UserError(
+                    f"{workdir} has learnt from the labels of other tiles than this version of numpy draws from the "
+                    "same seed; the version with which it began is accepted (manifest.json)."
+                )
         write_manifest(workdir, manifest)
         # Last: a directory without it holds no run.
         write_atomically(workdir / "config.json", configs.to_json(config))

@@ -267,13 +267,13 @@ def test_memory_is_what_labelled_and_unlabelled_rows_say():
     label = batch["labelled"]["label"]
     known = np.bincount(label[label < 3], minlength=3)
     np.testing.assert_allclose(after["frequencies"], known / known.sum(), rtol=1e-4)
-    np.testing.assert_array_equal(after["seen"], known > 0)
     for head in HEADS:
+        np.testing.assert_array_equal(after[f"seen/{head}"], known > 0)
         np.testing.assert_allclose(after[f"queue/{head}"][0].sum(), 1, rtol=1e-5)
         assert not after[f"queue/{head}"][1:].any()
     blind = batch["labelled"] | {"label": np.full_like(label, IGNORE_LABEL)}
     kept = run(method, variables, batch | {"labelled": blind})[1].memory
-    for name in ("frequencies", "seen", *(f"prototypes/{h}" for h in HEADS)):
+    for name in ("frequencies", *(f"{what}/{h}" for h in HEADS for what in ("prototypes", "seen"))):
         assert not kept[name].any()
     assert kept["filled"] == 1
 
