@@ -2,11 +2,15 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from verbs import SHRINK, fails, run
 
+from sarjax.data.pipeline import labelled_split
+from sarjax.data.store import open_dataset
 from sarjax.reports.pseudo import Tally, boundary
+from sarjax.reports.training import open_training
 from sarjax.spec import IGNORE_LABEL
 
 pytestmark = pytest.mark.usefixtures("session_devices")
@@ -58,11 +62,13 @@ def test_tally():
 
 
 def test_the_verb(fake_records, tmp_path, capsys):
-    few = ("--data-dir", fake_records, *SHRINK, "--data.labelled", "0.5")
+    few = ("--data-dir", fake_records, *SHRINK, "--data.labelled", "0.4", "--data.labelled-seed", "3")
     run("train", "dllr", "--data", "ombria", "--workdir", tmp_path / "run", *few)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert len(manifest["labelled"]) >= 1
-    assert manifest["labelled"] == sorted(set(manifest["labelled"]))
+    dataset = open_dataset("ombria", "", str(fake_records))
+    tiles = dataset.split("train")
+    drawn, free = labelled_split(len(tiles), 0.4, 3)
+    assert manifest["labelled"] == drawn.tolist() != labelled_split(len(tiles), 0.4, 0)[0].tolist()
     capsys.readouterr()
     run("report", tmp_path / "run", "pseudo", "--tiles", "2", "--head", "sar")
     out, err = capsys.readouterr()
@@ -73,7 +79,18 @@ def test_the_verb(fake_records, tmp_path, capsys):
     run("report", tmp_path / "run", "pseudo", "--json")
     content = json.loads(capsys.readouterr().out)
     assert content == json.loads((folder / "pseudo-fused.json").read_text())
-    assert content["zones"]["all"]["pixels"] > 0
+    assert content["tiles"] == [tiles.name(int(i)) for i in free]
+    # Whatever the batches: all of these pixels and no others, and what inference says of them.
+    training = open_training(tmp_path / "run", "best", "", lambda line: None)
+    predict = jax.jit(training.method.heads["fused"].predict)
+    pixels = right = 0
+    for tile in (tiles[int(i)] for i in free):
+        answer = predict(training.state.params, training.state.stats, {k: v[None] for k, v in tile.items()})
+        there = (tile["sar_valid"] > 0).all(0) | (tile["optical_valid"] > 0).all(0)
+        known = there & (tile["label"] != IGNORE_LABEL)
+        pixels, right = pixels + known.sum(), right + (known & (answer[0].argmax(-1) == tile["label"])).sum()
+    assert content["zones"]["all"]["pixels"] == pixels > 0
+    assert abs(content["zones"]["all"]["argmax"] - right / pixels) < 1e-3
     assert 0 <= content["zones"]["all"]["reassigned"] <= 1
     assert abs(sum(c["asked"] for c in content["class_mass"].values()) - 1) < 1e-5
     assert "did you mean 'sar'" in fails(capsys, "report", tmp_path / "run", "pseudo", "--head", "sur")

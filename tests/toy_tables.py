@@ -17,7 +17,7 @@ TWO = (
         name="first",
         title="loss",
         rows=(
-            Row("dice", "ombria_s1", {"macro_f1": 0.5, "miou": 0.4}),
+            Row("dice", "ombria_s1", {"macro_f1": 0.5, "miou": 0.4}, draws=True),
             Row("plain", "ombria_s1_plain", {"macro_f1": 0.25, "miou": 0.4}, test=True),
         ),
         baseline="plain",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sarjax.losses.transport import FLOOR, prediction_cost, transport
+from sarjax.losses.transport import FLOOR, prediction_cost, prototype_cost, transport
 from sarjax.methods import reassignment as module
 from sarjax.methods.reassignment import cell_mass, expected_mass, initial, pseudo_labels, queued, remembered
 from sarjax.models.resampling import resize_bilinear
@@ -81,6 +81,9 @@ def test_the_class_mass_is_half_labelled_half_predicted():
     memory |= {"queue/a": jnp.array([[0.2, 0.2, 0.6]] * 2 + [[9.0, 9, 9]] * 2), "filled": jnp.int32(2)}
     np.testing.assert_allclose(expected_mass(memory, "a"), [0.475, 0.225, 0.3], rtol=1e-6)
     np.testing.assert_allclose(expected_mass(memory | {"filled": jnp.int32(9)}, "a").sum(), 1, rtol=1e-6)
+    other = memory | {"queue/b": jnp.array([[1.0, 0, 0]] * 4)}
+    np.testing.assert_allclose(expected_mass(other, "b"), [0.875, 0.125, 0], rtol=1e-6)
+    np.testing.assert_array_equal(expected_mass(other, "a"), expected_mass(memory, "a"))
 
 
 def scene(size=16, seed=0):
@@ -138,6 +141,31 @@ def test_the_prediction_level_by_hand(mass, tau):
     np.testing.assert_allclose(found.error, plan.error, atol=1e-6)
 
 
+@pytest.mark.parametrize("iterations", [1, 50])
+def test_the_prototype_level_by_hand(iterations):
+    _, features, _, there, memory = scene()
+    found = labels(options(prototype=True, prototype_epsilon=0.2, epsilon=7.0, iterations=iterations, relaxation=0.9))
+    mass = cell_mass(there, (4, 4)).reshape(-1)
+    cost = prototype_cost(features.reshape(-1, D), memory["prototypes/sar"], memory["seen/sar"], mass)
+    plan = transport(cost, mass, found.asked, epsilon=0.2, tau_classes=0.9, iterations=iterations)
+    fine = resize_bilinear(plan.shares().reshape(2, 4, 4, K), (16, 16))
+    np.testing.assert_array_equal(found.label, fine.argmax(-1))
+    np.testing.assert_allclose(found.error, plan.error, rtol=1e-4, atol=1e-7)
+
+
+def test_the_linear_cost_and_the_largest_error():
+    _, _, coarse, there, _ = scene()
+    few = {"cost": "linear", "epsilon": 0.05, "mass": "hard", "iterations": 2}
+    found = labels(options(prediction=True, **few))
+    cost = prediction_cost(jax.nn.softmax(coarse.reshape(-1, K)), kind="linear")
+    plan = transport(cost, cell_mass(there, (4, 4)).reshape(-1), found.asked, epsilon=0.05, iterations=2)
+    np.testing.assert_allclose(found.error, plan.error, rtol=1e-4)
+    errors = [float(labels(options(**few, **{level: True})).error) for level in ("prediction", "prototype", "region")]
+    assert len(set(errors)) == 3
+    together = labels(options(**few, prediction=True, prototype=True, region=True))
+    np.testing.assert_allclose(together.error, max(errors), rtol=1e-4)
+
+
 def test_levels_that_disagree_do_not_count():
     one, two, both = (
         labels(options(prediction=a, prototype=b)) for a, b in ((True, False), (False, True), (True, True))
@@ -170,6 +198,30 @@ def test_regions_are_constant_on_cells():
     np.testing.assert_allclose(region.sum(-1)[0, 8:], 1, rtol=1e-5)
     assert not region[0, :8, :8].any()
     assert np.isfinite(error)
+
+
+def test_regions_by_hand():
+    """One region, half of which has no data: the means of the other half, on both costs."""
+    _, features, coarse, there, memory = scene(size=32)
+    there[:] = True
+    there[1, :16] = False
+    mass = cell_mass(there, (8, 8))
+    p = np.asarray(jax.nn.softmax(coarse))
+    (region,) = jax.jit(lambda *a: module.reassigned(*a, memory, "sar", options(region=True)))(p, features, mass)[
+        0
+    ].values()
+    halves = [(slice(0, 1), slice(0, 8)), (slice(1, 2), slice(4, 8))]
+    mean_p = np.stack([p[h].mean((0, 1, 2)) for h in halves])
+    mean_v = np.stack([unit64(features)[h].mean((0, 1, 2)) for h in halves])
+    weight, asked = jnp.array([1.0, 0.5]), jnp.maximum(jnp.array([0.5, 0.4, 0.1]), FLOOR)
+    shares = [
+        transport(cost, weight, asked, epsilon=epsilon, tau_classes=0.5).shares()
+        for cost, epsilon in (
+            (prediction_cost(mean_p), 1.0),
+            (prototype_cost(mean_v, memory["prototypes/sar"], memory["seen/sar"], weight), 0.05),
+        )
+    ]
+    np.testing.assert_allclose(region[:, 0, 0], sum(shares) / 2, rtol=1e-3, atol=1e-5)
 
 
 def test_no_data_at_all():

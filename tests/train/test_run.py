@@ -358,7 +358,7 @@ def test_labels_are_needed_to_learn_from_them(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_above_its_limit_is_said_once(tmp_path, monkeypatch):
+def test_what_is_above_its_limit_is_said_once(tmp_path, monkeypatch, capsys):
     def limited(options, context):
         method = plain(options, context)
         return method._replace(limits={"pixel_accuracy": (-1.0, "It is meant to be."), "loss": (1e9, "Never.")})
@@ -369,6 +369,7 @@ def test_what_is_above_its_limit_is_said_once(tmp_path, monkeypatch):
     cfg = dataclasses.replace(cfg, execution=dataclasses.replace(cfg.execution, log_every=1))
     state, _ = train(cfg, tmp_path / "run")
     assert int(state.step) == 4
+    assert "".join(capsys.readouterr()).count("It is meant to be.") == 1
     method = limited(cfg.experiment.method, loop.Context(cfg.experiment, toy.SPEC, toy.dataset().statistics, None))
     said, known = [], set()
     for step, value in ((1, -2.0), (2, 0.25), (3, 0.5)):
