@@ -10,14 +10,25 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
 from sarjax.augment.inputs import channel_count, channel_names, has_data, network_inputs, tile_statistics
 from sarjax.augment.keys import row_keys
 from sarjax.augment.masking import asymmetric_masks
 from sarjax.errors import UserError
-from sarjax.losses.pixel import cross_entropy
 from sarjax.methods import reassignment
+from sarjax.methods.dllr_terms import (
+    HEADS,
+    Covered,
+    Present,
+    complementary_terms,
+    covered_by_any,
+    present_in,
+    pseudo_metrics,
+    pseudo_terms,
+    ramp_up,
+    withheld,
+)
 from sarjax.methods.reassignment import Pseudo
 from sarjax.methods.record import Batch, Context, Head, Method, Outputs, Rest, Term, Tree, Variables
 from sarjax.methods.streams import augmented, interleaved, separated
@@ -29,12 +40,8 @@ from sarjax.options import DLLR, LabelReassignment
 from sarjax.spec import IGNORE_LABEL, Stream
 
 UNLABELLED = "unlabelled"  # the stream
-HEADS = (FUSED, *SENSORS)
 ROLE = 0xD118  # folded into keys
 LARGEST_ERROR = 1e-2  # of the class mass
-
-Present = dict[str, Bool[Array, " b"]]
-Covered = dict[str, Bool[Array, "b h w"]]
 
 
 def dllr(options: LabelReassignment, context: Context) -> Method:
@@ -86,8 +93,8 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
     def loss(params: Tree, rest: Rest, batch: Tree, key: jax.Array, step: jax.Array):
         _, rows = augmented(batch["labelled"], key, augment, spec)
         image, where = network_inputs(rows, inputs, spec, statistics), covered(rows)
-        present = _withheld(_present(where), row_keys(jax.random.fold_in(key, ROLE), rows), options.dropout)
-        where |= {FUSED: _union(where, present)}
+        present = withheld(present_in(where), row_keys(jax.random.fold_in(key, ROLE), rows), options.dropout)
+        where |= {FUSED: covered_by_any(where, present)}
         if not learns:
             found, stats = views(params, rest.stats, image, present)
             terms, metrics = _supervision(found, rows["label"], where)
@@ -97,46 +104,27 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
         _, free = augmented(batch[UNLABELLED], key, augment, spec, ROLE)
         whole, there = network_inputs(free, inputs, spec, statistics), covered(free)
         drop, hide = (row_keys(jax.random.fold_in(key, ROLE + i), free) for i in (1, 2))
-        free_present = _withheld(_present(there), drop, options.dropout)
+        free_present = withheld(present_in(there), drop, options.dropout)
         visible = _visible(hide, there, free_present)
-        learns_at = there | {FUSED: _union(there, free_present)}
-        there |= {FUSED: _union(there, _present(there))}
+        learns_at = there | {FUSED: covered_by_any(there, free_present)}
+        there |= {FUSED: covered_by_any(there, present_in(there))}
         both = {m: interleaved(present[m], free_present[m]) for m in SENSORS}
         found, stats = views(params, rest.stats, interleaved(image, masked(free, visible)), both)
         ours, theirs = (jax.tree.map(lambda x, i=i: separated(x, n)[i], found) for i in (0, 1))
         terms, metrics = _supervision(ours, rows["label"], where)
 
-        ramp = 1.0
-        if options.ramp:
-            t = jnp.clip(step / (options.ramp * context.schedule.steps), 0.0, 1.0)
-            ramp = jnp.exp(-5.0 * (1.0 - t) ** 2)
+        ramp = ramp_up(step, options.ramp * context.schedule.steps)
         if options.complementary:
-            for m, other in zip(SENSORS, reversed(SENSORS), strict=True):
-                both_have = there[m] & there[other] & visible[other]
-                pair = complementary_loss(theirs.logits[m], theirs.logits[other], both_have)
-                terms[f"complementary_{m}"] = Term(*pair, 0.5 * options.complementary * ramp)
+            terms |= complementary_terms(theirs.logits, there, visible, options.complementary * ramp)
         if not assigns:
             return terms, Outputs(stats, rest.memory, metrics)
 
-        unmasked = views(lax.stop_gradient(params), rest.stats, whole, _present(there))[0]
+        unmasked = views(lax.stop_gradient(params), rest.stats, whole, present_in(there))[0]
         memory = _learnt(rest.memory, ours, rows["label"], where, unmasked, there)
         pseudo = _pseudo(unmasked, there, memory, whole.shape[1:3])
-        size = there[FUSED].shape[1:]
-        logits = {head: resized(theirs.logits[head], size) for head in HEADS}
-
-        def supervised_by(head: str, teacher: str) -> tuple[Array, Array]:
-            """Cross-entropy of `head` with the pseudo-labels of `teacher`: a mean over the pixels that both have."""
-            weight = jnp.where(learns_at[head], pseudo[teacher].weight, 0.0)
-            total, _ = cross_entropy(logits[head], pseudo[teacher].label, pixel_weights=weight)
-            return total, jnp.sum((learns_at[head] & there[teacher]).astype(jnp.float32))
-
-        if options.cross:
-            for m, other in zip(SENSORS, reversed(SENSORS), strict=True):
-                terms[f"cross_{m}"] = Term(*supervised_by(m, other), options.cross * ramp)
-        if options.consistency:
-            for head, share in ((FUSED, 1.0), *((m, 0.5) for m in SENSORS)):
-                terms[f"consistency_{head}"] = Term(*supervised_by(head, FUSED), share * options.consistency * ramp)
-        metrics |= _pseudo_metrics(pseudo, free["hidden_label"], there)
+        logits = {head: resized(y, whole.shape[1:3]) for head, y in theirs.logits.items()}
+        terms |= pseudo_terms(options, logits, learns_at, pseudo, ramp)
+        metrics |= pseudo_metrics(pseudo, free["hidden_label"])
         return terms, Outputs(stats, memory, metrics)
 
     def _supervision(found: Views, label: Array, where: Covered) -> tuple[dict[str, Term], dict[str, Term]]:
@@ -178,8 +166,8 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
 
     def pseudo(params: Tree, stats: Tree, memory: Tree, batch: Batch) -> dict[str, Pseudo]:
         there = covered(batch)
-        present = _present(there)
-        there |= {FUSED: _union(there, present)}
+        present = present_in(there)
+        there |= {FUSED: covered_by_any(there, present)}
         image = network_inputs(batch, inputs, spec, statistics)
         variables = {"params": params, "batch_stats": stats}
         found = network.apply(variables, image, False, present, method="views")
@@ -194,7 +182,7 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
     def forward(params: Tree, stats: Tree, batch: Batch) -> Prediction:
         image = network_inputs(batch, inputs, spec, statistics)
         found = network.apply(
-            {"params": params, "batch_stats": stats}, image, False, _present(covered(batch)), method="views"
+            {"params": params, "batch_stats": stats}, image, False, present_in(covered(batch)), method="views"
         )
         logits = resized(found.logits[FUSED], image.shape[1:3])
         return Prediction(logits, None, found.features, found.features, found.embeddings[FUSED])
@@ -241,63 +229,6 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
         if assigns
         else {},
     )
-
-
-def complementary_loss(
-    logits: Float[Array, "b h' w' k"], others: Float[Array, "b h' w' k"], where: Bool[Array, "b h w"]
-) -> tuple[Array, Array]:
-    """What one sensor's head learns from the other's where they differ: KL(other || own), weighted by their distance.
-
-        total = sum_p d_p w_p KL(sg p' || p),   weight = sum_p d_p w_p,   d = sg |p - p'|_1 / 2
-
-    where: pixels that the other sees; cells count by their share. Differs from a mean in that agreement costs nothing.
-    """
-    log_p, log_q = jax.nn.log_softmax(logits), lax.stop_gradient(jax.nn.log_softmax(others))
-    q = jnp.exp(log_q)
-    distance = lax.stop_gradient(0.5 * jnp.sum(jnp.abs(jnp.exp(log_p) - q), -1))
-    weight = distance * reassignment.cell_mass(where, logits.shape[1:3])
-    return jnp.sum(weight * jnp.sum(q * (log_q - log_p), -1)), jnp.sum(weight)
-
-
-def _present(where: Covered) -> Present:
-    """Whether a sensor has any data in a row."""
-    return {m: where[m].any((1, 2)) for m in SENSORS}
-
-
-def _union(where: Covered, present: Present) -> Bool[Array, "b h w"]:
-    """Where the fused head sees anything."""
-    sar, optical = (where[m] & present[m][:, None, None] for m in ("sar", "optical"))
-    return sar | optical
-
-
-def _withheld(present: Present, keys: jax.Array, share: float) -> Present:
-    """In `share` of the rows that have both, one of them is withheld, either as often."""
-    if not share:
-        return present
-    u = jax.vmap(jax.random.uniform)(keys)
-    both = present["sar"] & present["optical"]
-    drops = {"optical": u < share / 2, "sar": (u >= share / 2) & (u < share)}
-    return {m: present[m] & ~(both & drops[m]) for m in SENSORS}
-
-
-def _pseudo_metrics(pseudo: dict[str, Pseudo], truth: Array, there: Covered) -> dict[str, Term]:
-    """Of the fused head: how often its likeliest and its reassigned class are right, how much its labels count, how far
-    the class mass is from the truth's. Of all: the largest error of the plans.
-    """
-    one = jnp.ones(())
-    found, known = pseudo[FUSED], there[FUSED] & (truth != IGNORE_LABEL)
-    count = jnp.sum(known.astype(jnp.float32))
-    classes = found.asked.size
-    shares = jnp.sum((truth[..., None] == jnp.arange(classes)) & known[..., None], (0, 1, 2)) / jnp.maximum(count, 1.0)
-    hits = {"argmax": found.argmax, "reassigned": found.label}
-    return {
-        **{
-            f"pseudo_{name}": Term(jnp.sum((x == truth) & known).astype(jnp.float32), count) for name, x in hits.items()
-        },
-        "pseudo_weight": Term(jnp.sum(found.weight), jnp.sum(there[FUSED].astype(jnp.float32))),
-        "mass_error": Term(jnp.where(count > 0, jnp.sum(jnp.abs(found.asked - shares)), 0.0), one),
-        "transport_error": Term(jnp.max(jnp.stack([p.error for p in pseudo.values()])), one),
-    }
 
 
 def _check(options: LabelReassignment, context: Context) -> None:

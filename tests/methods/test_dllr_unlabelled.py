@@ -25,7 +25,8 @@ from sarjax.augment.keys import row_keys
 from sarjax.augment.masking import asymmetric_masks
 from sarjax.losses.pixel import cross_entropy
 from sarjax.methods import build_method
-from sarjax.methods.dllr import HEADS, ROLE, SENSORS, UNLABELLED, _withheld, complementary_loss
+from sarjax.methods.dllr import HEADS, ROLE, SENSORS, UNLABELLED
+from sarjax.methods.dllr_terms import complementary_loss, withheld
 from sarjax.methods.reassignment import cell_mass, pseudo_labels
 from sarjax.models import build_network
 from sarjax.models.segmenters import resized
@@ -224,14 +225,14 @@ def test_sensors_are_withheld_only_where_both_are_there():
     n = 4000
     keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(np.arange(n))
     there = {"sar": np.arange(n) % 4 > 0, "optical": np.arange(n) % 5 > 0}
-    found = _withheld(there, keys, 0.3)
+    found = withheld(there, keys, 0.3)
     both = there["sar"] & there["optical"]
     for m in SENSORS:
         assert not (found[m] & ~there[m]).any()
         same(found[m][~both], there[m][~both])
         np.testing.assert_allclose(1 - np.asarray(found[m])[both].mean(), 0.15, atol=0.02)
     assert (found["sar"] | found["optical"])[both].all()
-    same(_withheld(there, keys, 0.0), there)
+    same(withheld(there, keys, 0.0), there)
 
 
 def test_memory_is_what_labelled_and_unlabelled_rows_say():
