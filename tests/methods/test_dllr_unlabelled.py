@@ -154,26 +154,39 @@ def test_masks_reach_means_over_neighbours():
     np.testing.assert_allclose(one["complementary_optical"].total, two["complementary_optical"].total, rtol=1e-5)
 
 
-def test_a_row_without_one_sensor_keeps_the_whole_of_the_other():
-    """No data, or withheld: nothing of what is left is masked."""
+def test_where_one_sensor_is_missing_the_other_is_not_masked():
+    """A row without it, one from which it is withheld, and pixels without it."""
+    masks = {"mask_optical": 1.0, "mask_sar": 0.0}
     for changes, blind in (({"dropout": 1.0}, {}), ({}, {"sar_valid": 0})):
         found = []
         for cell in (0, 16):
-            method, variables, batch = build(
-                **OFF | PLAIN | {"consistency": 1.0, "cell": cell, "mask_optical": 1.0, "mask_sar": 0.0} | changes
-            )
+            method, variables, batch = build(**OFF | PLAIN | {"consistency": 1.0, "cell": cell} | masks | changes)
             rows = batch[UNLABELLED]
             rows |= {name: np.full_like(rows[name], value) for name, value in blind.items()}
             found.append(run(method, variables, batch | {UNLABELLED: rows})[0]["consistency_optical"].total)
         np.testing.assert_allclose(*found, rtol=1e-6)
 
+    method, variables, batch = build(**OFF | {"complementary": 1.0, "cell": 16} | masks)
+    rows = batch[UNLABELLED]
+    rows["sar_valid"][:, :, :32] = 0
+    totals = []
+    for half in (slice(0, 0), slice(0, 32), slice(32, 64)):
+        image = rows["optical"].copy()
+        image[:, :, half] = 255 - image[:, :, half]
+        found, _ = run(method, variables, batch | {UNLABELLED: rows | {"optical": image}})
+        totals.append(found["complementary_optical"].total)
+    assert totals[0] == totals[2] != totals[1]
+
 
 def test_a_withheld_sensor_is_withheld_from_the_fused_head_alone():
-    found = {}
-    for dropout in (0.0, 1.0):
-        method, variables, batch = build(**OFF | PLAIN | {"consistency": 1.0, "dropout": dropout})
-        found[dropout] = run(method, variables, batch)[0]
-    for name in ("cross_entropy", "consistency"):
+    """Of either stream, where the other stream's rows have one sensor only and so nothing to withhold."""
+    for stream, name in (("labelled", "cross_entropy"), (UNLABELLED, "consistency")):
+        found = {}
+        for dropout in (0.0, 1.0):
+            method, variables, batch = build(**OFF | PLAIN | {"consistency": 1.0, "dropout": dropout})
+            other = batch[UNLABELLED if stream == "labelled" else "labelled"]
+            other["sar_valid"] = 0 * other["sar_valid"]
+            found[dropout] = run(method, variables, batch)[0]
         for head in HEADS:
             off, on = (found[d][f"{name}_{head}"].total for d in (0.0, 1.0))
             assert (abs(on / off - 1) > 1e-4) == (head == "fused"), (name, head)
@@ -182,8 +195,7 @@ def test_a_withheld_sensor_is_withheld_from_the_fused_head_alone():
     rows = batch["labelled"]
     rows["sar_valid"][:, :, :32] = rows["optical_valid"][:, :, 32:] = 0
     terms, _ = run(method, variables, batch)
-    labelled = (rows["label"] < 3).sum((1, 2))
-    assert 0 < terms["cross_entropy_fused"].weight < 0.9 * labelled.sum()
+    assert 0 < terms["cross_entropy_fused"].weight < 0.9 * (rows["label"] < 3).sum()
 
 
 def test_complementary_loss_by_hand():
