@@ -73,7 +73,9 @@ def test_from_pairs_to_maps(records, tmp_path, capsys):
     assert not np.array_equal(maps["sar"], maps["fused"])
     assert not np.array_equal(maps["sar"], maps["optical"])
     assert "sar=" in fails(capsys, "predict", tmp_path / "run", sar, "--out", tmp_path / "none")
+    capsys.readouterr()
     run("eval", tmp_path / "run", "--head", "sar", "--json")
+    assert json.loads(capsys.readouterr().out)["pooled"]["pixel_accuracy"] > 0
 
 
 def test_all_labelled_is_one_sentence(records, tmp_path, capsys):

@@ -121,7 +121,7 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
 
         unmasked = views(lax.stop_gradient(params), rest.stats, whole, present_in(there))[0]
         memory = _learnt(rest.memory, ours, rows["label"], where, unmasked, there)
-        pseudo = _pseudo(unmasked, there, memory, whole.shape[1:3])
+        pseudo = _pseudo(unmasked, there, memory)
         logits = {head: resized(y, whole.shape[1:3]) for head, y in theirs.logits.items()}
         terms |= pseudo_terms(options, logits, learns_at, pseudo, ramp)
         metrics |= pseudo_metrics(pseudo, free["hidden_label"])
@@ -155,23 +155,24 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
         masses = {head: reassignment.cell_mass(there[head], size) for head in HEADS}
         return reassignment.queued(memory, probabilities, masses)
 
-    def _pseudo(found: Views, there: Covered, memory: Tree, size: tuple[int, int]) -> dict[str, Pseudo]:
-        out = {}
-        for head in HEADS:
-            fine, coarse = resized(found.logits[head], size), found.logits[head]
-            out[head] = reassignment.pseudo_labels(
-                fine, found.embeddings[head], coarse, there[head], memory, head, options
+    def _pseudo(found: Views, there: Covered, memory: Tree) -> dict[str, Pseudo]:
+        return {
+            head: reassignment.pseudo_labels(
+                found.logits[head], found.embeddings[head], there[head], memory, head, options
             )
-        return out
+            for head in HEADS
+        }
 
-    def pseudo(params: Tree, stats: Tree, memory: Tree, batch: Batch) -> dict[str, Pseudo]:
+    def inferred(params: Tree, stats: Tree, batch: Batch) -> tuple[Views, Covered]:
+        """What all heads see in inference, and where."""
         there = covered(batch)
         present = present_in(there)
-        there |= {FUSED: covered_by_any(there, present)}
         image = network_inputs(batch, inputs, spec, statistics)
-        variables = {"params": params, "batch_stats": stats}
-        found = network.apply(variables, image, False, present, method="views")
-        return _pseudo(found, there, memory, image.shape[1:3])
+        found = network.apply({"params": params, "batch_stats": stats}, image, False, present, method="views")
+        return found, there | {FUSED: covered_by_any(there, present)}
+
+    def pseudo(params: Tree, stats: Tree, memory: Tree, batch: Batch) -> dict[str, Pseudo]:
+        return _pseudo(*inferred(params, stats, batch), memory)
 
     def encode(params: Tree, stats: Tree, images: jax.Array, train: bool):
         variables = {"params": params, "batch_stats": stats}
@@ -180,11 +181,8 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
         return network.apply(variables, images, True, method="encode", mutable=["batch_stats"])[0]
 
     def forward(params: Tree, stats: Tree, batch: Batch) -> Prediction:
-        image = network_inputs(batch, inputs, spec, statistics)
-        found = network.apply(
-            {"params": params, "batch_stats": stats}, image, False, present_in(covered(batch)), method="views"
-        )
-        logits = resized(found.logits[FUSED], image.shape[1:3])
+        found, there = inferred(params, stats, batch)
+        logits = resized(found.logits[FUSED], there[FUSED].shape[1:])
         return Prediction(logits, None, found.features, found.features, found.embeddings[FUSED])
 
     def of_one(sensor: str):
@@ -222,7 +220,7 @@ def dllr(options: LabelReassignment, context: Context) -> Method:
         limits={
             "transport_error": (
                 LARGEST_ERROR,
-                "so far from the masses that were asked for, summed over classes, Sinkhorn leaves them; more "
+                "the classes' masses after Sinkhorn are that far from what was asked for, summed over classes; more "
                 "method.iterations or a larger method.prototype_epsilon bring it down.",
             )
         }

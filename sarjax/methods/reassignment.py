@@ -151,19 +151,18 @@ def reassigned(
 
 
 def pseudo_labels(
-    logits: Float[Array, "b h w k"],
+    logits: Float[Array, "b h' w' k"],
     features: Float[Array, "b h' w' d"],
-    coarse: Float[Array, "b h' w' k"],
     there: Bool[Array, "b h w"],
     memory: Memory,
     head: str,
     options: LabelReassignment,
 ) -> Pseudo:
-    """logits: at the size of the image; coarse: those at the size of the features; there: where the head has data."""
-    logits, features, coarse = lax.stop_gradient((logits, features, coarse))
-    p = nn.softmax(logits)
-    mass = cell_mass(there, coarse.shape[1:3])
-    shares, error, asked = reassigned(nn.softmax(coarse), features, mass, memory, head, options)
+    """Of the head's logits and features on its grid; there: where it has data, at the size of the image."""
+    logits, features = lax.stop_gradient((logits, features))
+    p = nn.softmax(resize_bilinear(logits, there.shape[1:]))
+    mass = cell_mass(there, logits.shape[1:3])
+    shares, error, asked = reassigned(nn.softmax(logits), features, mass, memory, head, options)
     likely = jnp.argmax(p, -1)
     weight, label = jnp.max(p, -1), likely
     if shares:

@@ -29,7 +29,8 @@ class LabelReassignment(Supervised):
     dropout: share of rows in training in which one sensor is withheld from the fused head.
 
     Asymmetric masking of unlabelled rows: cell: side of a cell in pixels (0 = no masking). mask_optical, mask_sar:
-    share of cells that each loses, together at most 1, so that every cell stays visible in one of them.
+    share of cells that each loses, together at most 1, so that every cell stays visible in one of them; rows from
+    which a sensor is withheld, and pixels that one does not see, are not masked.
     complementary: weight of difference-guided complementary learning.
 
     cross: weight of cross pseudo-supervision between the sensors. consistency: weight of supervision by the fused

@@ -21,7 +21,7 @@ NOTHING: dict[str, Any] = {
     "prediction": False,
     "prototype": False,
 }
-# Where labels are few, what a network is sure of is often wrong, at first most of all: see docs/results.md.
+# Where labels are few, pseudo-labels are often wrong, most of all at first and where a network is not sure.
 CAREFUL: dict[str, Any] = {"threshold": 0.95, "ramp": 1.0}
 CROSS = NOTHING | CAREFUL | {"cross": 1.0}
 

@@ -82,8 +82,8 @@ def test_cross_supervision_by_hand():
         mass = cell_mass(where[head], coarse.shape[1:3])
         mean = jnp.einsum("bhwk,bhw->k", jax.nn.softmax(coarse), mass) / mass.sum()
         np.testing.assert_allclose(memory[f"queue/{head}"][0], mean, rtol=1e-4)
-        fine, how = resized(coarse, (64, 64)), LabelReassignment(**options)
-        pseudo[head] = pseudo_labels(fine, alone.embeddings[head], coarse, where[head], memory, head, how)
+        how = LabelReassignment(**options)
+        pseudo[head] = pseudo_labels(coarse, alone.embeddings[head], where[head], memory, head, how)
     assert 0.05 < (pseudo["sar"].label != pseudo["sar"].argmax).mean() < 0.95
 
     ramp = np.exp(-5 * (1 - 5 / 10) ** 2)

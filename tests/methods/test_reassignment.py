@@ -105,9 +105,9 @@ def scene(size=16, seed=0):
 
 
 def labels(options, *args, memory=None):
-    logits, features, coarse, there, known = args or scene()
+    _, features, coarse, there, known = args or scene()
     f = jax.jit(lambda *a: pseudo_labels(*a, "sar", options))
-    return f(logits, features, coarse, there, memory or known)
+    return f(coarse, features, there, memory or known)
 
 
 def options(**changed):
@@ -235,11 +235,11 @@ def test_no_data_at_all():
 
 
 def test_no_gradient_reaches_the_predictions():
-    logits, features, coarse, there, memory = scene()
+    _, features, coarse, there, memory = scene()
 
-    def total(logits, features, coarse):
-        found = pseudo_labels(logits, features, coarse, there, memory, "sar", LabelReassignment(region=True))
+    def total(logits, features):
+        found = pseudo_labels(logits, features, there, memory, "sar", LabelReassignment(region=True))
         return jnp.sum(found.weight) + found.error
 
-    for gradient in jax.jit(jax.grad(total, argnums=(0, 1, 2)))(logits, features, coarse):
+    for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(coarse, features):
         assert not gradient.any()

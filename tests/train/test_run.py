@@ -15,8 +15,8 @@ import toy
 from toy import train
 
 from sarjax import config as configs
-from sarjax.config import Mesh
-from sarjax.data.pipeline import Batches
+from sarjax.config import Data, Mesh
+from sarjax.data.pipeline import Batches, labelled_split
 from sarjax.errors import UserError
 from sarjax.methods import supervised
 from sarjax.options import Supervised
@@ -356,6 +356,24 @@ def test_labels_are_needed_to_learn_from_them(tmp_path):
     with pytest.raises(UserError, match="no pixel of data set 'toy' is labelled in train, and method 'supervised'"):
         loop.train(toy.config(), tmp_path / "run", dataset=blank, say=lambda line: None)
     assert not (tmp_path / "run").exists()
+
+
+def test_few_labels_are_those_that_the_run_began_with(tmp_path):
+    """Nothing is drawn without a label in it, and nothing else on resume."""
+    one = [s for s in range(40) if labelled_split(12, 1 / 12, s)[0][0] == 3]  # the tile that is ignored whole
+    cfg = toy.config(Supervised(), steps=2, data=Data("toy", labelled=1 / 12, labelled_seed=one[0]))
+    with pytest.raises(UserError, match=r"none of the 1 tiles that .* has a labelled pixel; a larger share"):
+        train(cfg, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    cfg = toy.config(Supervised(), steps=2, data=Data("toy", labelled=0.5))
+    train(cfg, tmp_path / "run")
+    manifest = tmp_path / "run" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    assert content["labelled"] == labelled_split(12, 0.5, 0)[0].tolist()
+    content["labelled"][0] += 1
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="has learnt from the labels of other tiles"):
+        train(cfg, tmp_path / "run", extend_steps=4)
 
 
 def test_what_is_above_its_limit_is_said_once(tmp_path, monkeypatch, capsys):
