@@ -10,8 +10,11 @@ from sarjax.data.layout import Problem, Scene, listed, missing, read_names, spli
 from sarjax.errors import UserError
 
 
-def scenes(source: Path, description: Description) -> tuple[list[Scene], list[Problem], set[str]]:
-    """The complete scenes of `source` by name, what is missing of others, and the names of all."""
+def scenes(source: Path, description: Description, prefix: str = "") -> tuple[list[Scene], list[Problem], set[str]]:
+    """The complete scenes of `source` by name, what is missing of others, and the names of all.
+
+    prefix: begins every scene's name, where one data set has several sources.
+    """
     places = {
         m.name: [(source / folder, suffix) for folder, suffix in zip(m.folders, m.suffixes, strict=True)]
         for m in description.modalities
@@ -31,14 +34,14 @@ def scenes(source: Path, description: Description) -> tuple[list[Scene], list[Pr
     found: dict[tuple[Path, str], dict[str, Path]] = {}
     ambiguous: set[str] = set()
     for place in dict.fromkeys(every):
-        found[place], twice = _files(*place)
+        found[place], twice = _files(*place, prefix)
         problems += twice
         ambiguous |= {problem.where for problem in twice}
     names = sorted(set().union(*found.values()) - ambiguous)
     complete = []
     for name in names:
         gone = [(folder, suffix) for folder, suffix in dict.fromkeys(every) if name not in found[folder, suffix]]
-        problems += [missing(name, folder / f"{name}{suffix}.*") for folder, suffix in gone]
+        problems += [missing(name, folder / f"{name.removeprefix(prefix)}{suffix}.*") for folder, suffix in gone]
         if not gone:
             images = {m: tuple(found[place][name] for place in group) for m, group in places.items()}
             complete.append(Scene(name, images, found[label_place][name] if label_place else None))
@@ -49,7 +52,7 @@ def scenes(source: Path, description: Description) -> tuple[list[Scene], list[Pr
     return complete, problems, {*names, *ambiguous}
 
 
-def _files(folder: Path, suffix: str) -> tuple[dict[str, Path], list[Problem]]:
+def _files(folder: Path, suffix: str, prefix: str) -> tuple[dict[str, Path], list[Problem]]:
     """({scene: file}, problems) of all of a folder; a scene's name is its file's, without suffix and ending."""
     found: dict[str, Path] = {}
     problems = []
@@ -59,7 +62,7 @@ def _files(folder: Path, suffix: str) -> tuple[dict[str, Path], list[Problem]]:
         named = path.suffix.lower() in raster.READABLE and path.stem.endswith(suffix) and path.stem != suffix
         if hidden or not named or not path.is_file():
             continue
-        name = inner.with_suffix("").as_posix().removesuffix(suffix)
+        name = prefix + inner.with_suffix("").as_posix().removesuffix(suffix)
         if name in found:
             text = f"{found[name]} and {path} are both of scene {name}: it is left out, one of them is accepted."
             problems.append(Problem("warning", "missing", name, text))
