@@ -18,7 +18,8 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from sarjax_datasets import rows, workers
 
-from sarjax.data.layout import NO_OPTIONS, Layout, Options, Problem, check_scene
+from sarjax import raster
+from sarjax.data.layout import NO_OPTIONS, Layout, Options, Problem, check_scene, off_scale
 from sarjax.errors import UserError, unknown
 
 SHARD_BYTES = 256 << 20
@@ -79,6 +80,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             self.say(problem.text)
         if len(warnings) > SAID:
             self.say(f"and {len(warnings) - SAID} more warnings, which `sarjax data check` shows.")
+        _warnings(off_scale(layout, lambda scene: _highest(scene.label, layout.tile)))
         plan = rows.plan(layout, sizes)
         if not plan["train"]:
             raise UserError(f"the train split of {layout.spec.name} is empty: add training data, or leave out less.")
@@ -178,6 +180,13 @@ def known_config(cls: type[Builder], config: str) -> str:
     if config and config not in names:
         raise unknown(f"configuration of {cls.name}", config, names)
     return config or (names[0] if names else "")
+
+
+def _highest(label: Path, rows: int) -> int:
+    """The largest value in a label file, which is read `rows` rows at a time."""
+    with raster.open_raster(label) as f:
+        height, width = f.info[:2]
+        return max(int(f.read((top, 0, min(rows, height - top), width)).max()) for top in range(0, height, rows))
 
 
 def _warnings(problems: Iterable[Problem]) -> list[Problem]:

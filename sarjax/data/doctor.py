@@ -4,6 +4,7 @@ Every file is decoded once, window by window, so that memory does not grow with 
 """
 
 import dataclasses
+import filecmp
 import hashlib
 import math
 import os
@@ -15,7 +16,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sarjax.data.build import Progress, builder_class
-from sarjax.data.layout import NO_OPTIONS, Layout, Options, Problem, Scene, check_scene, tile_origins
+from sarjax.data.layout import (
+    NO_OPTIONS,
+    Layout,
+    Options,
+    Problem,
+    Scene,
+    check_scene,
+    in_words,
+    off_scale,
+    tile_origins,
+)
 from sarjax.data.tally import Tally, tally
 from sarjax.errors import UserError
 from sarjax.spec import IGNORE_LABEL
@@ -28,9 +39,9 @@ KINDS: Mapping[str, str] = {
     "bands": "A file has not as many bands as the data set's description says; it may be another product.",
     "dtype": "A file holds another type of number than the data set's description says; convert it.",
     "georeference": "The files of a scene lie in different places or projections; resample them onto one grid.",
-    "labels": "A label file holds values that stand for no class; map them to a class or to be ignored.",
+    "labels": "Label files hold values of no class, or on another scale; map them to a class or to be ignored.",
     "split": "A split has no scenes, or a scene is in no split or in two; correct the lists.",
-    "duplicate": "The same image lies in two splits, so that results on one say little; take one of them out.",
+    "duplicate": "The same image lies in two splits, or is given for two dates; take one out, or find the right one.",
     "alignment": "What is labelled water does not look like water; the labels may be shifted, or of another scene.",
     "no-data": "Little or nothing was seen there: check no_data and transforms; what no sensor saw is ignored.",
     "absent class": "No pixel of a split has this class; it cannot be learned there, or not be measured.",
@@ -126,6 +137,8 @@ def check(layout: Layout, progress: Progress | None = None) -> Report:
         read.append(one)
     read.sort(key=lambda one: one.scene.name)
     report = _count(layout, read)
+    highest = {one.scene.name: max(one.counts.labels, default=0) for one in read}
+    problems += off_scale(layout, lambda scene: highest[scene.name])
     problems += _split_problems(layout, report, read) + _duplicates(layout, read)
     if progress:
         progress("check", len(scenes), len(scenes))
@@ -254,7 +267,7 @@ def _scene_problems(one: _Read, layout: Layout) -> list[Problem]:
         total = counts.labels.total()
         some = [f"{v} ({n:,} pixels, {n / total:.3%})" for v, n in list(unknown_values.items())[:SHOWN]]
         more = f" and {len(unknown_values) - SHOWN} more values" if len(unknown_values) > SHOWN else ""
-        known = ", ".join(map(str, sorted(layout.labels)))
+        known = in_words(layout.labels)
         text = f"{scene.label} holds {', '.join(some)}{more}, which stand for no class: labels are {known}."
         problems.append(Problem("fatal", "labels", str(scene.label), text))
     blind = [path for path, pixels in counts.pixels.items() if pixels and not counts.valid[path]]
@@ -269,6 +282,15 @@ def _scene_problems(one: _Read, layout: Layout) -> list[Problem]:
         if valid and share > MOST_NO_DATA:
             text = f"{path} holds no data in {math.floor(share * 10_000) / 100:.2f} % of its pixels."
             problems.append(Problem("warning", "no-data", str(path), text))
+    for modality, paths in scene.images.items():
+        for date, path in enumerate(paths):
+            first = next((i for i in range(date) if _same(paths[i], path, counts)), None)
+            if first is not None:
+                text = (
+                    f"The {modality} images of dates {first + 1} and {date + 1} of {scene.name} are one and the same: "
+                    "nothing can have changed between them, images of two dates are expected."
+                )
+                problems.append(Problem("warning", "duplicate", scene.name, text))
     for contrast in map(_contrast, counts.water):
         if contrast is not None and contrast < WATER_CONTRAST:
             text = (
@@ -277,6 +299,14 @@ def _scene_problems(one: _Read, layout: Layout) -> list[Problem]:
             )
             problems.append(Problem("warning", "alignment", scene.name, text))
     return problems
+
+
+def _same(a: Path, b: Path, counts: Tally) -> bool:
+    """Whether two files are equal, byte for byte, and not because nothing was seen in either.
+
+    One file for two dates is meant so: a sensor that has seen one date only.
+    """
+    return a != b and bool(counts.valid[a] and counts.valid[b]) and filecmp.cmp(a, b, shallow=False)
 
 
 def _split_problems(layout: Layout, report: Report, read: list[_Read]) -> list[Problem]:

@@ -6,7 +6,7 @@ A builder's folder under `datasets/` says it as a `Layout`, plain values; record
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -88,7 +88,8 @@ class Layout:
     tile: side in pixels. cover: the last row and column of tiles are shifted back so that every pixel is in one
     (else right and bottom remainders are left out). random: tiles, not scenes, are drawn for the splits, 60/20/20
     (`drawn_split`), and `splits` is not used: neighbours leak. notice: a line for the user about what a build leaves
-    out ("" = nothing).
+    out ("" = nothing). threshold: where labels are grey levels, the value from which on a pixel is of another class
+    than 0; that no label of a split reaches it is an error (`off_scale`).
     """
 
     spec: DatasetSpec
@@ -101,6 +102,7 @@ class Layout:
     random: bool = False
     water: WaterCheck | None = None
     notice: str = ""
+    threshold: int | None = None
 
 
 def headers(scene: Scene) -> tuple[dict[Path, Info], list[Problem]]:
@@ -254,12 +256,53 @@ def tile_origins(length: int, tile: int, cover: bool) -> list[int]:
     return origins
 
 
+def off_scale(layout: Layout, highest: Callable[[Scene], int]) -> list[Problem]:
+    """A fatal problem for each split whose labels hold more than 0 and never `layout.threshold`: 0 and 1, it may be.
+
+    Else all of them would become one class, in silence. A label of 0 alone is sound: nothing changed there. highest:
+    the largest value in a scene's label file; it is asked for until a split is known to be sound.
+    """
+    problems: list[Problem] = []
+    splits: dict[str, list[Scene]] = {}
+    for scene in layout.scenes if layout.threshold is not None else ():
+        split = "all" if layout.random else layout.splits.get(scene.name)
+        if split is not None and scene.label is not None:
+            splits.setdefault(split, []).append(scene)
+    for split, scenes in splits.items():
+        low: list[tuple[Path | None, int]] = []
+        for scene in scenes:
+            value = highest(scene)
+            if value >= layout.threshold:
+                break
+            if value > 0:
+                low.append((scene.label, value))
+        else:
+            for path, value in low[:1]:
+                below, above = (layout.spec.class_names[layout.labels[v]] for v in (0, layout.threshold))
+                text = (
+                    f"{path} holds no label above {value}, and no label in {split} reaches {layout.threshold}, from "
+                    f"which on a pixel is {above}: 0 = {below} and 255 = {above} are accepted."
+                )
+                problems.append(Problem("fatal", "labels", str(path), text))
+    return problems
+
+
+def in_words(values: Iterable[int]) -> str:
+    """Whole numbers in order, runs of three or more by their ends: "0, 10, 128 to 255"."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
 def read_labels(reader: raster.Reader, labels: Mapping[int, int], window: Window) -> np.ndarray:
     """(h, w) uint8 class indices, 255 = ignore; UserError for a value that `labels` does not have."""
     stored = reader.read(window)[..., 0]
     values, inverse = np.unique(stored, return_inverse=True)
     unknown = [int(v) for v in values if int(v) not in labels]
     if unknown:
-        known = ", ".join(map(str, sorted(labels)))
-        raise UserError(f"{reader.path} holds the label {unknown[0]}: labels are {known}.")
+        raise UserError(f"{reader.path} holds the label {unknown[0]}: labels are {in_words(labels)}.")
     return np.array([labels[int(v)] for v in values], np.uint8)[inverse.reshape(stored.shape)]

@@ -325,6 +325,23 @@ class TestAlignment:
 
 
 class TestDuplicates:
+    def test_two_dates_that_are_one(self, toy):
+        """A copy is said; a file that is given for both dates is meant so."""
+        toy.write("optical", "a").rename(toy.folder / "later.tif")
+        toy.write("optical", "a")
+        (scene,) = (s for s in toy.layout().scenes if s.name == "a")
+        sar, optical = (scene.images[m][0] for m in ("sar", "optical"))
+        images = {"sar": (sar, sar), "optical": (optical, toy.folder / "later.tif")}
+        spec = dataclasses.replace(SPEC, dates=2)
+        layout = toy.layout(scenes=(scene._replace(images=images),), splits={"a": "train"})
+        problem = only(check(dataclasses.replace(layout, spec=spec)))
+        assert (problem.severity, problem.kind, problem.where) == ("warning", "duplicate", "a")
+        assert "The optical images of dates 1 and 2 of a are one and the same" in problem.text
+        for path in images["optical"]:
+            fake_data.write_tiff(path, np.zeros((130, 100, 2), np.uint8))
+        report = check(dataclasses.replace(layout, spec=spec, water=None))
+        assert not found(report, "duplicate")  # nothing was seen at either
+
     def test_the_same_image_in_two_splits(self, toy):
         for kind in ("sar", "optical"):
             toy.write(kind, "d", toy.arrays["a"][kind])

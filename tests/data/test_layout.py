@@ -1,5 +1,7 @@
 """Layouts: which tiles cover an axis, which scene is in which split, what headers give away."""
 
+from pathlib import Path
+
 import fake_data
 import numpy as np
 import pytest
@@ -8,7 +10,18 @@ from hypothesis import strategies as st
 
 from sarjax import raster
 from sarjax.data import layout
-from sarjax.data.layout import Scene, check_scene, listed, read_labels, read_names, split_by_order, tile_origins
+from sarjax.data.layout import (
+    Layout,
+    Scene,
+    check_scene,
+    in_words,
+    listed,
+    off_scale,
+    read_labels,
+    read_names,
+    split_by_order,
+    tile_origins,
+)
 from sarjax.errors import UserError
 from sarjax.spec import BandSpec, ClassSpec, DatasetSpec, ModalitySpec
 
@@ -150,3 +163,52 @@ class TestHeaders:
         for path in scene.files:
             path.write_bytes(b"")
         assert self.found(scene)[0] == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([], ""),
+        ([255, 0], "0, 255"),
+        ([2, 1, 0, 7, 5, 4, -1], "-1 to 2, 4, 5, 7"),
+        ([0, 1, *range(128, 256)], "0, 1, 128 to 255"),
+    ],
+)
+def test_numbers_in_words(values, text):
+    assert in_words(values) == text
+
+
+class TestOffScale:
+    @staticmethod
+    def asked_for(highest, splits, threshold=128, random=False):
+        """(where problems are, scenes that were asked for) with the largest label of each scene."""
+        scenes = tuple(Scene(name, {}, Path(name)) for name in highest)
+        asked = []
+
+        def of(scene):
+            asked.append(scene.name)
+            return highest[scene.name]
+
+        labels = {0: 0, 255: 1} if threshold is None else {v: int(v >= threshold) for v in range(256)}
+        spread = Layout(SPEC, labels, scenes, splits, random=random, threshold=threshold)
+        return [p.where for p in off_scale(spread, of)], "".join(asked)
+
+    def test_it_stops_at_the_first_that_reaches(self):
+        assert self.asked_for({"a": 0, "b": 200, "c": 1}, dict.fromkeys("abc", "train")) == ([], "ab")
+
+    def test_the_first_of_each_split_is_named(self):
+        splits = {"a": "train", "b": "train", "c": "val", "d": "train", "e": "test"}
+        highest = {"a": 0, "b": 1, "c": 128, "d": 127, "e": 1}
+        assert self.asked_for(highest, splits) == (["b", "e"], "abdce")
+
+    def test_nothing_is_no_scale(self):
+        assert self.asked_for({"a": 0, "b": 0}, dict.fromkeys("ab", "train")) == ([], "ab")
+
+    def test_what_is_in_no_split_does_not_count(self):
+        assert self.asked_for({"a": 255, "b": 1}, {"b": "train"}) == (["b"], "b")
+
+    def test_tiles_drawn_at_random_are_of_one(self):
+        assert self.asked_for({"a": 1, "b": 255}, {}, random=True) == ([], "ab")
+
+    def test_not_asked_for(self):
+        assert self.asked_for({"a": 1}, {"a": "train"}, threshold=None) == ([], "")
