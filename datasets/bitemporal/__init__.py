@@ -1,0 +1,1 @@
+"""Change detection: images of two dates and what changed between them, in folders A, B and label."""
