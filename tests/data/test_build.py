@@ -252,7 +252,7 @@ def test_shards(tmp_path, ombria_source, monkeypatch):
     ("name", "config", "source", "message"),
     [
         ("ombra", "", "source", "unknown data set 'ombra': did you mean 'ombria'"),
-        ("zzz", "", "source", "unknown data set 'zzz': known: ombria, paired_folder, whu_opt_sar"),
+        ("zzz", "", "source", "unknown data set 'zzz': known: bitemporal, ombria, paired_folder, whu_opt_sar"),
         ("whu_opt_sar", "scenes", "source", "unknown configuration of whu_opt_sar 'scenes': did you mean 'scene'"),
         ("ombria", "x", "source", "unknown configuration of ombria 'x': known: none"),
         ("ombria", "", "gone", "gone is not a folder: --source takes"),
