@@ -46,6 +46,8 @@ class Inputs:
     local_mean: side of a box in pixels; adds every channel's local mean (0 = none).
     date_difference: adds last minus first date of every channel (of the local means, where there are any).
     repeat: repeats the channels cyclically up to this number (0 = leave them), for 3-channel networks on SAR.
+    by_date: all channels of one date, derived ones too, before those of the next, for networks that compare dates;
+    `repeat` is then of each date.
     """
 
     modalities: tuple[str, ...] = ("sar",)
@@ -54,6 +56,7 @@ class Inputs:
     local_mean: int = 0
     date_difference: bool = False
     repeat: int = 0
+    by_date: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

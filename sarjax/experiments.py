@@ -21,13 +21,13 @@ import jax
 from sarjax import config as configs
 from sarjax import recipes
 from sarjax.config import Config
-from sarjax.data.build import build, console_progress
+from sarjax.data.build import build, builder_class, console_progress
 from sarjax.data.store import Dataset, find, open_dataset
 from sarjax.data.synthesis import synthesize
 from sarjax.errors import UserError, unknown
 from sarjax.files import write_atomically
 from sarjax.machine import sharers, visible_cores
-from sarjax.recipes.tables import ABOUT, METRICS, TABLES, Row, Table, all_rows, on
+from sarjax.recipes.tables import ABOUT, TABLES, Row, Table, all_rows, on, shown
 from sarjax.reports.comparison import markdown
 from sarjax.reports.rows import (
     as_its_row,
@@ -111,7 +111,7 @@ def make_plan(
     paper: str,
     workdir: Path,
     *,
-    data: str = "whu_opt_sar",
+    data: str = "",
     rows: Sequence[str] = (),
     seeds: int = 3,
     preset: str = "",
@@ -120,7 +120,8 @@ def make_plan(
     data_dir: str = "",
     test: bool = False,
 ) -> Plan:
-    """The plan of `paper` (a key of `TABLES`) on `data`; UserError for unknown names and impossible numbers.
+    """The plan of `paper` (a key of `TABLES`) on `data` ("" = the paper's own); UserError for unknown names and
+    impossible numbers.
 
     rows: which ("" = all), with the teachers that they need. epochs: of every row instead of its own (0 = its own),
     counted in all training tiles, however few of them are labelled. labelled: the share of labelled tiles of every row
@@ -128,6 +129,7 @@ def make_plan(
     """
     if paper not in TABLES:
         raise unknown("paper", paper, TABLES)
+    data = data or TABLES[paper][0].data
     everything = all_rows(TABLES[paper])
     wanted = set(rows or everything)
     for name in rows:
@@ -160,8 +162,9 @@ def make_plan(
         return dataclasses.replace(config, experiment=e)
 
     chosen = tuple(row for name, row in everything.items() if name in wanted)
-    on(Config(), data, preset)  # the names, before anything is done
-    tables = tuple(dataclasses.replace(t, metrics=(*t.metrics, *METRICS.get(data, ()))) for t in TABLES[paper])
+    for row in chosen[:1]:  # the names, before anything is done
+        on(recipes.find(row.recipe), data, preset)
+    tables = tuple(dataclasses.replace(t, metrics=shown(t, data)) for t in TABLES[paper])
     return Plan(paper, tables, chosen, data, folder, seeds, preset, data_dir, test, adapt)
 
 
@@ -229,10 +232,12 @@ def _make_records(plan: Plan, say: Say) -> None:
     for name, config in sorted({_key(known[row.name]) for row in plan.chosen if row.name in known}):
         if find(name, config, plan.data_dir) is None:
             say(f"{SCENES} made-up scenes of {SIZE[0]}x{SIZE[1]} pixels and their records, once, in {plan.folder}")
+            dates = builder_class(name).spec_of(config).dates
+            scenes = plan.folder / ("scenes" if dates == 1 else f"scenes_{dates}")
             with console_progress("synthesize") as progress:
-                synthesize(plan.folder / "scenes", SCENES, SIZE, 0, progress=progress)
+                synthesize(scenes, SCENES, SIZE, 0, dates, progress=progress)
             with console_progress("build") as progress:
-                build(name, plan.folder / "scenes", plan.data_dir, config, progress=progress, say=say)
+                build(name, scenes, plan.data_dir, config, progress=progress, say=say)
 
 
 def _finish(

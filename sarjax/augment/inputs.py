@@ -59,17 +59,24 @@ def channel_names(inputs: Inputs, spec: DatasetSpec) -> tuple[str, ...]:
                 f"{', '.join(map(repr, spec.modality_names))}."
             )
         bands += [(name, band.name) for band in spec.modality(name).bands]
-    plain = [
-        f"{name}[{date}].{band.name}"
-        for name in inputs.modalities
-        for date in dates
-        for band in spec.modality(name).bands
-    ]
-    names = list(plain)
     if inputs.local_mean < 0:
         raise UserError(f"inputs.local_mean is {inputs.local_mean}: a box's side in pixels, or 0 for none.")
-    if inputs.local_mean:
-        names += [f"{name} mean {inputs.local_mean}" for name in plain]
+
+    def of(wanted: tuple[int, ...]) -> list[str]:
+        """Names of the channels of some dates, without differences."""
+        plain = [
+            f"{name}[{date}].{band.name}"
+            for name in inputs.modalities
+            for date in wanted
+            for band in spec.modality(name).bands
+        ]
+        return plain + ([f"{name} mean {inputs.local_mean}" for name in plain] if inputs.local_mean else [])
+
+    if inputs.by_date:
+        if inputs.date_difference:
+            raise UserError("inputs.date_difference joins the dates that inputs.by_date keeps apart: choose one.")
+        return tuple(name for date in dates for name in _repeated(of((date,)), inputs.repeat))
+    names = of(dates)
     if inputs.date_difference:
         if len(dates) < 2:
             raise UserError(
@@ -78,9 +85,14 @@ def channel_names(inputs: Inputs, spec: DatasetSpec) -> tuple[str, ...]:
             )
         mean = f" mean {inputs.local_mean}" if inputs.local_mean else ""
         names += [f"{name}.{band}{mean} difference" for name, band in bands]
-    if inputs.repeat and inputs.repeat < len(names):
-        raise UserError(f"inputs.repeat is {inputs.repeat}, but there are {len(names)} channels already.")
-    return tuple(names[i % len(names)] for i in range(inputs.repeat or len(names)))
+    return _repeated(names, inputs.repeat)
+
+
+def _repeated(names: list[str], repeat: int) -> tuple[str, ...]:
+    """`names` cyclically up to `repeat`; UserError where there are more already."""
+    if repeat and repeat < len(names):
+        raise UserError(f"inputs.repeat is {repeat}, but there are {len(names)} channels already.")
+    return tuple(names[i % len(names)] for i in range(repeat or len(names)))
 
 
 def channel_count(inputs: Inputs, spec: DatasetSpec) -> int:
@@ -94,7 +106,8 @@ def network_inputs(
     spec: DatasetSpec,
     statistics: Statistics | None,
 ) -> Float[Array, "b h w c"]:
-    """The network's input: normalised bands in the order modality, date, band; then derived channels.
+    """The network's input: normalised bands in the order modality, date, band; then derived channels. With `by_date`
+    the same for each date in turn.
 
     x = (stored - mean) / max(std, 1e-3 |mean|, 1e-6), with mean and std of the training split ("dataset") or of the
     valid pixels of each tile, date and band ("tile"): a constant image becomes 0, up to 1e-4. Pixels
@@ -133,9 +146,15 @@ def network_inputs(
         if inputs.date_difference:
             both = valid[:, -1] & valid[:, 0]
             differences.append(jnp.where(both[..., None], image[:, -1] - image[:, 0], 0.0))
-    channels = [x[:, t] for x in [*plain, *means] for t in range(len(dates))] + differences
-    out = jnp.concatenate(channels, axis=-1)
-    return jnp.concatenate([out] * -(-len(names) // out.shape[-1]), axis=-1)[..., : len(names)]
+    if inputs.by_date:
+        groups = [[x[:, t] for x in [*plain, *means]] for t in range(len(dates))]
+    else:
+        groups = [[x[:, t] for x in [*plain, *means] for t in range(len(dates))] + differences]
+    width, out = len(names) // len(groups), []
+    for channels in groups:
+        once = jnp.concatenate(channels, axis=-1)
+        out.append(jnp.concatenate([once] * -(-width // once.shape[-1]), axis=-1)[..., :width])
+    return jnp.concatenate(out, axis=-1)
 
 
 def local_mean(x: Float[Array, "*b h w c"], valid: Num[Array, "*b h w"], side: int) -> Float[Array, "*b h w c"]:

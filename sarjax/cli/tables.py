@@ -12,7 +12,7 @@ from sarjax.errors import UserError
 
 def reproduce(
     paper: Positional[str],
-    data: str = "whu_opt_sar",
+    data: str = "",
     rows: str = "",
     seeds: int = 3,
     preset: str = "",
@@ -29,7 +29,8 @@ def reproduce(
 
     Args:
         paper: whose tables; an unknown name lists them.
-        data: whu_opt_sar, ombria, or synthetic (scenes and records are then made in WORKDIR/synthetic).
+        data: "" = the paper's own (whu_opt_sar; levir_cd or another set of its family for frd), ombria, or synthetic
+            (scenes and records are then made in WORKDIR/synthetic).
         rows: which rows, separated by commas ("" = all).
         seeds: every row runs with seeds 0 to SEEDS - 1.
         preset: "cpu" = a quarter of the width, a third of the epochs, crops of 128 pixels, for all rows alike.

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Float64, Int, Int64
 
 from sarjax.evaluate.average_precision import average_precision, score_histogram
 from sarjax.evaluate.confusion import confusion_per_row
-from sarjax.evaluate.metrics import Metrics, TileMean, metrics, nan_mean, tile_mean
+from sarjax.evaluate.metrics import PER_CLASS, Metrics, TileMean, metrics, nan_mean, tile_mean
 from sarjax.spec import DatasetSpec
 
 Batch = Mapping[str, Array]
@@ -56,14 +56,15 @@ class Evaluation:
         """What a logger plots, nan where undefined.
 
         Pooled: "pixel_accuracy", "kappa", "fwiou", "miou", "macro_precision", "macro_recall", "macro_f1", "map",
-        "iou/<class>", "f1/<class>", "ap/<class>". Means over tiles: "tile_mean_iou/<class>", "tile_mean_f1/<class>".
+        and by class "iou/<class>", "f1/...", "precision/...", "recall/...", "ap/...". Means over tiles:
+        "tile_mean_iou/<class>", "tile_mean_f1/<class>".
         """
         pooled, tiles, ap = self.metrics(spec), self.tile_mean(), self.average_precision()
         out = {"pixel_accuracy": pooled.oa, "kappa": pooled.kappa, "fwiou": pooled.fwiou, "miou": pooled.macro["iou"]}
         out |= {f"macro_{name}": pooled.macro[name] for name in ("precision", "recall", "f1")}
         out["map"] = self.mean_average_precision(spec)
         for index, name in enumerate(spec.class_names):
-            out |= {f"iou/{name}": float(pooled.iou[index]), f"f1/{name}": float(pooled.f1[index])}
+            out |= {f"{metric}/{name}": float(getattr(pooled, metric)[index]) for metric in PER_CLASS}
             out |= {
                 f"ap/{name}": float(ap[index]),
                 f"tile_mean_iou/{name}": float(tiles.iou[index]),

@@ -59,6 +59,8 @@ def cluster_loss(
     *,
     temperature: float = 1.0,
     include_self: bool = False,
+    weights: Float[Array, " n"] | None = None,
+    entropy: bool = True,
 ) -> Pair:
     r"""The same over clusters, by which rows they hold, and the entropy of their sizes, which keeps any from emptying.
 
@@ -73,6 +75,8 @@ def cluster_loss(
         orthogonal to all others and has no gradient from its direction. Computed in float32.
       temperature: tau > 0.
       include_self: see `instance_loss`.
+      weights: of the rows, >= 0, in the cosines of columns (None = 1 each).
+      entropy: False leaves out the second part.
 
     Returns:
       (total, weight) with weight n: the value is that of the batch, weighted by its rows.
@@ -84,11 +88,16 @@ def cluster_loss(
     """
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     n, m = a.shape
-    contrast = jnp.mean(_contrast(unit(jnp.concatenate([a.T, b.T])), temperature, include_self))
+    weight = jnp.asarray(float(n), jnp.float32)
+    columns = jnp.concatenate([a.T, b.T])
+    if weights is not None:
+        columns = columns * jnp.sqrt(weights.astype(jnp.float32))
+    contrast = jnp.mean(_contrast(unit(columns), temperature, include_self))
+    if not entropy:
+        return contrast * weight, weight
     share = jnp.stack([a.mean(0), b.mean(0)])
     share = share / jnp.sum(share, axis=-1, keepdims=True)
     value = contrast - jnp.sum(jax.scipy.special.entr(jnp.maximum(share, 1e-30))) + 2 * jnp.log(float(m))
-    weight = jnp.asarray(float(n), jnp.float32)
     return value * weight, weight
 
 

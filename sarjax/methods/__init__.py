@@ -9,6 +9,7 @@ from sarjax.options.base import check
 METHODS: dict[str, str] = {
     "dhfa": "sarjax.methods.dhfa:dhfa",
     "dllr": "sarjax.methods.dllr:dllr",
+    "frd": "sarjax.methods.frd:frd",
     "scene_clustering": "sarjax.methods.scene_clustering:scene_clustering",
     "supervised": "sarjax.methods.supervised:supervised",
 }

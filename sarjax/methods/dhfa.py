@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sarjax.augment.inputs import has_data, network_inputs
+from sarjax.augment.inputs import network_inputs
 from sarjax.config import Augment
 from sarjax.errors import UserError
 from sarjax.losses.distillation import channel_wise_distillation, feature_loss, logit_distillation
 from sarjax.losses.pixel import cross_entropy, dice_loss
-from sarjax.methods import streams
+from sarjax.methods import lessons, streams
 from sarjax.methods.record import Batch, Context, Method, Outputs, Rest, Teacher, Term, Tree, Variables
 from sarjax.methods.scene_clustering import blank, with_scene_clustering
 from sarjax.methods.supervised import class_weights, supervised, supervised_terms, trained
@@ -110,15 +110,14 @@ def dhfa(options: Distillation, context: Context) -> Method:
         terms, metrics = supervised_terms(options, experiment.network.NAME, prediction, label, weights)
 
         frozen = rest.frozen
-        lesson = jax.lax.stop_gradient(teacher.method.forward(frozen.params, frozen.stats, rows))
-        answer, seen_by_teacher = jnp.argmax(lesson.logits, -1), has_data(rows, teacher.experiment.inputs, teacher.spec)
-        where = seen_by_teacher
+        said = lessons.lesson(teacher, frozen, rows)
+        lesson, answer, where = said
         # Without either filter the weights are those of the data alone: no teacher is run to add them up.
         if options.confidence:
             where &= jnp.max(jax.nn.softmax(lesson.logits), -1) >= options.confidence
         if options.right:
             where &= (label == IGNORE_LABEL) | (label == answer)
-        metrics |= _metrics(prediction, answer, seen_by_teacher, where, label)
+        metrics |= lessons.metrics(prediction, said, where, label)
         where = where.astype(jnp.float32)
 
         mine, taught = compared(prediction, lesson)
@@ -148,12 +147,11 @@ def dhfa(options: Distillation, context: Context) -> Method:
     drawn = dict(base.streams)
     if options.pairs:
         drawn[PAIRS] = Stream("unlabelled", float(options.pairs))
-    lessons = teacher.experiment.inputs.modalities if teacher is not None else ()
     method = base._replace(
         init=init,
         loss=loss,
         streams=drawn,
-        requires=tuple(dict.fromkeys((*base.requires, *(k for m in lessons for k in (m, f"{m}_valid"))))),
+        requires=lessons.requires(base, teacher),
         teacher=lambda teacher: fits(teacher, options, spec),
         beside=(NAME,),
     )
@@ -172,23 +170,6 @@ def augmented(batch: Tree, key: jax.Array, options: Augment, spec: DatasetSpec) 
     ]
     taught, seen = zip(*pairs, strict=True)
     return streams.merged(taught), streams.merged(seen)
-
-
-def _metrics(prediction: Prediction, answer: Array, data: Array, where: Array, label: Array) -> dict[str, Term]:
-    """How often the teacher is right on labelled pixels where it has data; how often the student agrees with it where
-    it counts; where it counts.
-    """
-
-    def share(hit: Array, among: Array) -> Term:
-        return Term(jnp.sum(hit & among).astype(jnp.float32), jnp.sum(among).astype(jnp.float32))
-
-    known = label != IGNORE_LABEL
-    agrees = jnp.argmax(prediction.logits, -1) == answer
-    return {
-        "teacher_accuracy": share(answer == label, data & known),
-        "teacher_agreement": share(agrees, where),
-        "teacher_counts": share(where, jnp.ones_like(where)),
-    }
 
 
 def common(student: Prediction, teacher: Prediction) -> tuple[Levels, Levels]:
@@ -211,35 +192,8 @@ def common(student: Prediction, teacher: Prediction) -> tuple[Levels, Levels]:
 
 
 def fits(teacher: Teacher, options: Distillation, spec: DatasetSpec) -> None:
-    """UserError that names what of `teacher` does not fit the data of its student."""
-    theirs = teacher.spec
-    if theirs.class_names != spec.class_names:
-        raise UserError(
-            f"the teacher knows the classes {', '.join(theirs.class_names)}, data set {spec.name!r} has "
-            f"{', '.join(spec.class_names)}: a teacher of the same classes is accepted."
-        )
-    if theirs.dates != spec.dates:
-        raise UserError(
-            f"the teacher was trained on {theirs.dates} date(s), data set {spec.name!r} has {spec.dates}: a teacher of "
-            "as many is accepted."
-        )
-    for name in teacher.experiment.inputs.modalities:
-        if name not in spec.modality_names:
-            raise UserError(
-                f"the teacher reads {name!r}, which data set {spec.name!r} does not hold: "
-                f"{', '.join(spec.modality_names)}."
-            )
-        here, there = spec.modality(name), theirs.modality(name)
-        if (here.bands, here.dtype) != (there.bands, there.dtype):
-            described = [f"{', '.join(b.name for b in m.bands)} ({m.dtype})" for m in (there, here)]
-            raise UserError(
-                f"the teacher reads {name!r} as {described[0]}, data set {spec.name!r} holds {described[1]}: the same "
-                "bands in the same type are accepted."
-            )
-    if teacher.method.forward is None:
-        raise UserError(
-            f"method {teacher.experiment.method.NAME!r} shows no features to learn from; another teacher fits."
-        )
+    """UserError that names what of `teacher` does not fit the data of its student, or what is asked of it."""
+    lessons.fits(teacher, spec)
     if options.head and teacher.method.classify is None:
         raise UserError(
             f"the teacher's network {teacher.experiment.network.NAME!r} has no single classifier that could read the "

@@ -143,7 +143,10 @@ class DHFASegmenter(PixelClassifier):
         return whole_image(self.encoder)
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Prediction:
-        features = self.encode(x, train)
+        return self.decode(self.encode(x, train), x.shape[1:3], train)
+
+    def decode(self, features: dict[int, Array], size: tuple[int, int], train: bool) -> Prediction:
+        """What the encoder's `features` of an image of `size` = (h, w) become."""
         pyramid = self._pyramid(features, train)
         distilled, outputs = pyramid, pyramid
         if self.fuse:
@@ -151,10 +154,10 @@ class DHFASegmenter(PixelClassifier):
             outputs = {s: jnp.concatenate([p, distilled[s]], -1) for s, p in pyramid.items()}
         *finer, last = outputs.values()
         maps = [smooth(p, train) for smooth, p in zip(self.smooth, finer, strict=True)] + [last]
-        size = maps[0].shape[1:3]
-        joined = jnp.concatenate([maps[0], *(resize_bilinear(y, size) for y in maps[1:])], -1)
+        finest = maps[0].shape[1:3]
+        joined = jnp.concatenate([maps[0], *(resize_bilinear(y, finest) for y in maps[1:])], -1)
         embedding = self.join(joined, train)
-        return Prediction(self.classify(embedding, x.shape[1:3]), None, features, distilled, embedding)
+        return Prediction(self.classify(embedding, size), None, features, distilled, embedding)
 
     def _pyramid(self, features: dict[int, Array], train: bool) -> dict[int, Array]:
         """{stride: P_i}, fine to coarse."""

@@ -47,6 +47,7 @@ class DLLRSegmenter(nn.Module):
     groups: tuple[tuple[int, ...], ...] = ()
     dtype: Any = jnp.float32
     classifies: ClassVar[bool] = True
+    dates: ClassVar[int] = 1
 
     def setup(self):
         channels = self.optical.channels

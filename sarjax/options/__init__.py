@@ -7,6 +7,7 @@ from sarjax.options.base import MethodOptions, Named, NetworkOptions
 from sarjax.options.deeplab import DeepLabV3
 from sarjax.options.dhfa import DHFA, Distillation
 from sarjax.options.dllr import DLLR, LabelReassignment
+from sarjax.options.frd import Change, FCSiamDiff, RelationalDistillation
 from sarjax.options.lanet import FCN, LANet
 from sarjax.options.pspnet import PSPNet
 from sarjax.options.scene_clustering import Clustering, SceneClustering
@@ -16,15 +17,18 @@ __all__ = [
     "DHFA",
     "DLLR",
     "FCN",
+    "Change",
     "Clustering",
     "DeepLabV3",
     "Distillation",
+    "FCSiamDiff",
     "LANet",
     "LabelReassignment",
     "MethodOptions",
     "Named",
     "NetworkOptions",
     "PSPNet",
+    "RelationalDistillation",
     "SceneClustering",
     "Supervised",
 ]

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from sarjax.config import Config
 from sarjax.errors import unknown
-from sarjax.recipes import cheng, dhfa, dllr, ombria, synthetic
+from sarjax.recipes import cheng, dhfa, dllr, frd, ombria, synthetic
 
 RECIPES: dict[str, Callable[[], Config]] = {
-    f.__name__: f for module in (cheng, dhfa, dllr, ombria, synthetic) for f in module.RECIPES
+    f.__name__: f for module in (cheng, dhfa, dllr, frd, ombria, synthetic) for f in module.RECIPES
 }
 
 

@@ -35,8 +35,8 @@ class Table:
     """A table of a paper.
 
     baseline: the row that the others are compared with. metrics: those shown, by the names of `Evaluation.scalars`.
-    source: where it is printed ("" = nowhere). data: what its figures were measured on. note: what a reader of it
-    should know.
+    source: where it is printed ("" = nowhere). data: what its figures were measured on, or are to be. note: what a
+    reader of it should know. of_change: metrics that are shown of the class of changed pixels, before the others.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Table:
     source: str
     data: str = "whu_opt_sar"
     note: str = ""
+    of_change: tuple[str, ...] = ()
 
 
 SCALARS = ("pixel_accuracy", "kappa", "macro_f1", "miou", "map")
@@ -208,23 +209,81 @@ TABLES["dllr"] = (
     ),
 )
 
+TABLES["frd"] = (
+    Table(
+        name="students",
+        title="a small change-detection network and its teacher",
+        rows=(
+            Row("teacher", "frd_teacher", {}, test=True),
+            Row("alone", "frd_alone", {}, test=True),
+            Row("logits", "frd_logits", {}, teacher="teacher"),
+            Row("bfdd", "frd_bfdd", {}, teacher="teacher"),
+            Row("ccrd", "frd_ccrd", {}, teacher="teacher"),
+            Row("frd", "frd", {}, teacher="teacher"),
+            Row("full", "frd_full", {}, teacher="teacher", test=True),
+        ),
+        baseline="alone",
+        metrics=("pixel_accuracy", "kappa"),
+        of_change=("f1", "iou", "precision", "recall", "ap", "tile_mean_iou"),
+        source="",
+        data="levir_cd",
+        note="teacher: ResNet-50; the others ResNet-18 of a quarter of its width. logits: with logit distillation; "
+        "bfdd, ccrd: with that part of the method; frd: with both; full: with all three.",
+    ),
+    Table(
+        name="sizes",
+        title="a student of twice the width, another teacher's network, and a classical one",
+        rows=(
+            Row("alone", "frd_alone", {}),
+            Row("half_alone", "frd_half_alone", {}),
+            Row("half_full", "frd_half_full", {}, teacher="teacher"),
+            Row("teacher", "frd_teacher", {}),
+            Row("teacher_r34", "frd_teacher_r34", {}),
+            Row("fc_siam_diff", "frd_fc_siam_diff", {}),
+        ),
+        baseline="alone",
+        metrics=("pixel_accuracy", "kappa"),
+        of_change=("f1", "iou", "precision", "recall", "ap", "tile_mean_iou"),
+        source="",
+        data="levir_cd",
+    ),
+)
 
-def _whu_opt_sar(e: Experiment) -> Experiment:
+
+def _own(e: Experiment) -> Experiment:
     return e
 
 
+def _bitemporal(config: str) -> Callable[[Experiment], Experiment]:
+    """Another set of the family of LEVIR-CD, whose tiles are as large."""
+    return lambda e: dataclasses.replace(e, data=dataclasses.replace(e.data, config=config))
+
+
 def _ombria(e: Experiment) -> Experiment:
-    """Two dates, SAR stretched image by image: what the network sees and how it is trained are those of `ombria_s1`."""
-    inputs = dataclasses.replace(
-        ombria.S1 if "sar" in e.inputs.modalities else Inputs(), modalities=e.inputs.modalities
-    )
+    """Two dates, SAR stretched image by image: what the network sees and how it is trained are those of `ombria_s1`.
+
+    Networks that compare dates see SAR alone, each date by itself.
+    """
+    if e.inputs.by_date:
+        inputs = dataclasses.replace(ombria.S1, by_date=True, date_difference=False)
+    else:
+        inputs = dataclasses.replace(
+            ombria.S1 if "sar" in e.inputs.modalities else Inputs(), modalities=e.inputs.modalities
+        )
     data = dataclasses.replace(e.data, name="ombria", config="")
     return dataclasses.replace(_trained_like(e, ombria.ombria_s1().experiment), data=data, inputs=inputs)
 
 
 def _synthetic(e: Experiment) -> Experiment:
-    """Made-up scenes in WHU-OPT-SAR's layout: trained like `synthetic_sar`."""
-    return _trained_like(e, synthetic.synthetic_sar().experiment)
+    """Made-up scenes in WHU-OPT-SAR's layout: trained like `synthetic_sar`.
+
+    Networks that compare dates see the SAR images of two dates.
+    """
+    like = synthetic.synthetic_sar().experiment
+    if e.inputs.by_date:
+        data = dataclasses.replace(e.data, name="bitemporal", config="synthetic")
+        e = dataclasses.replace(e, data=data, inputs=dataclasses.replace(like.inputs, by_date=True))
+    return _trained_like(e, like)
 
 
 def _trained_like(e: Experiment, like: Experiment) -> Experiment:
@@ -240,8 +299,10 @@ def _cpu(config: Config) -> Config:
     return dataclasses.replace(config, experiment=dataclasses.replace(config.experiment, augment=augment))
 
 
+CHANGE_SETS = ("levir_cd", "whu_cd", "clcd", "s2looking", "dsifn", "sysu_cd")
 DATA: dict[str, Callable[[Experiment], Experiment]] = {
-    "whu_opt_sar": _whu_opt_sar,
+    "whu_opt_sar": _own,
+    **{name: _bitemporal(name) for name in CHANGE_SETS},
     "ombria": _ombria,
     "synthetic": _synthetic,
 }
@@ -250,27 +311,47 @@ PRESETS: dict[str, Callable[[Config], Config]] = {"cpu": _cpu}
 METRICS: dict[str, tuple[str, ...]] = {"ombria": ("iou/flood", "tile_mean_iou/flood", "ap/flood")}
 ABOUT: dict[str, str] = {
     "whu_opt_sar": "WHU-OPT-SAR, the papers' own data; the split by scene is ours",
+    **{name: f"{name}: changed buildings or land, two dates" for name in CHANGE_SETS},
     "ombria": "OMBRIA: floods, two dates, two classes",
     "synthetic": "made-up scenes in the layout of WHU-OPT-SAR",
 }
 
 
+def home(config: Config) -> str:
+    """What of `DATA` a recipe is of: WHU-OPT-SAR's are of that, those of change of LEVIR-CD."""
+    data = config.experiment.data
+    return data.config if data.name == "bitemporal" and data.config in CHANGE_SETS else data.name
+
+
 def on(config: Config, data: str, preset: str = "") -> Config:
     """The configuration of a row on `data`, by `preset` ("" = none); network and method options stay the row's own.
 
-    UserError for an unknown name, and for a recipe that is neither of `data` nor of WHU-OPT-SAR, from which each of
-    them is reached.
+    UserError for an unknown name, and for data that the recipe cannot be put on: from WHU-OPT-SAR, and from a set of
+    change, OMBRIA and made-up scenes are reached, and every set of change from any other.
     """
     if data not in DATA:
         raise unknown("data", data, DATA)
-    own = config.experiment.data.name
-    if own not in ("whu_opt_sar", data):
-        raise UserError(f"recipe {config.recipe!r} is of {own}; recipes of whu_opt_sar can be put on {data}.")
+    own = home(config)
+    reached = {"whu_opt_sar": ("ombria", "synthetic")} | dict.fromkeys(
+        CHANGE_SETS, (*CHANGE_SETS, "ombria", "synthetic")
+    )
+    if data not in (own, *reached.get(own, ())):
+        raise UserError(
+            f"recipe {config.recipe!r} is of {own}, and cannot be put on {data}: "
+            f"{', '.join(dict.fromkeys((own, *reached.get(own, ()))))} would be accepted."
+        )
     if preset and preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     name = "+".join(part for part in (config.recipe, data, preset) if part)
     config = dataclasses.replace(config, recipe=name, experiment=DATA[data](config.experiment))
     return PRESETS[preset](config) if preset else config
+
+
+def shown(table: Table, data: str) -> tuple[str, ...]:
+    """The metrics that `table` shows on `data`."""
+    changed = "flood" if data == "ombria" else "changed"
+    ours = (*(f"{metric}/{changed}" for metric in table.of_change), *table.metrics)
+    return tuple(dict.fromkeys((*ours, *METRICS.get(data, ()))))
 
 
 def all_rows(tables: tuple[Table, ...]) -> dict[str, Row]:

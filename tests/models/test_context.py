@@ -12,7 +12,7 @@ from sarjax.methods import build_method
 from sarjax.methods.record import Context, Schedule
 from sarjax.models import build_network
 from sarjax.models.context import Extent, FieldOfView
-from sarjax.options import FCN, LANet, Supervised
+from sarjax.options import FCN, Change, FCSiamDiff, LANet, Supervised
 
 SMALL = {"width": 1 / 16}
 NETWORKS = {
@@ -26,6 +26,9 @@ NETWORKS = {
     "lanet_four_stages": (LANet(**SMALL, stages=4), (64, 426)),
     "lanet_stride_8": (LANet(**SMALL, output_stride=8, residual=False), (32, 150)),
     "lanet_odd_patches": (LANet(**SMALL, low_window=3, high_window=3), (48, 226)),
+    "change": (Change(**SMALL), (32, 326)),
+    "change_stride_8": (Change(**SMALL, output_stride=8), (8, 222)),
+    "fc_siam_diff": (FCSiamDiff(**SMALL), (16, 114)),
 }
 
 
@@ -50,14 +53,14 @@ def test_the_radius_is_what_a_change_reaches(name):
     side = (2 * (radius // alignment) + 7) * alignment
     first = (radius // alignment + 3) * alignment  # two periods and more are left on either side
     columns = first + np.arange(alignment)
-    image = np.full((1, alignment, side, 1), 0.01, np.float32)  # features are about 1: no sigmoid saturates
+    image = np.full((1, alignment, side, network.dates), 0.01, np.float32)  # features are about 1: no sigmoid saturates
     variables = positive(random_variables(network, image))
     apply = jax.jit(lambda x: network.apply(variables, x, train=False).logits)
     parts = np.array_split(columns, max(1, alignment // 16))
     plain, reached = np.asarray(apply(np.repeat(image, len(parts[0]), 0))), []
     for part in parts:
         images = np.repeat(image, len(part), 0)
-        images[np.arange(len(part)), :, part] = 1e12
+        images[np.arange(len(part)), :, part] = 1e12 * np.arange(1, network.dates + 1)  # no difference is 0
         changed = (np.asarray(apply(images)) != plain).any((1, 3))
         reached += [np.abs(np.flatnonzero(row) - q).max() for row, q in zip(changed, part, strict=True)]
     assert np.isfinite(plain).all()
