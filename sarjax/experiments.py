@@ -27,7 +27,7 @@ from sarjax.data.synthesis import synthesize
 from sarjax.errors import UserError, unknown
 from sarjax.files import write_atomically
 from sarjax.machine import sharers, visible_cores
-from sarjax.recipes.tables import ABOUT, TABLES, Row, Table, all_rows, on, shown
+from sarjax.recipes.tables import ABOUT, TABLES, Row, Table, all_rows, check_names, on, shown
 from sarjax.reports.comparison import markdown
 from sarjax.reports.rows import (
     as_its_row,
@@ -162,8 +162,10 @@ def make_plan(
         return dataclasses.replace(config, experiment=e)
 
     chosen = tuple(row for name, row in everything.items() if name in wanted)
-    for row in chosen[:1]:  # the names, before anything is done
-        on(recipes.find(row.recipe), data, preset)
+    check_names(data, preset)
+    for row in chosen:
+        if row.recipe in recipes.RECIPES:
+            on(recipes.find(row.recipe), data, preset)
     tables = tuple(dataclasses.replace(t, metrics=shown(t, data)) for t in TABLES[paper])
     return Plan(paper, tables, chosen, data, folder, seeds, preset, data_dir, test, adapt)
 

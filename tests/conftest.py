@@ -7,6 +7,7 @@ from pathlib import Path
 # Tests compile much and compute little: the time goes to LLVM.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 
+import fake_bitemporal
 import fake_data
 import hypothesis
 import jax
@@ -67,15 +68,15 @@ def session_devices():
 
 @pytest.fixture(scope="session")
 def fake_records(tmp_path_factory) -> Path:
-    """OMBRIA and WHU-OPT-SAR built from fake files; the folder's name holds what paths stumble over."""
+    """OMBRIA, WHU-OPT-SAR and LEVIR-CD built from fake files; the folder's name holds what paths stumble over."""
     from sarjax import recipes
     from sarjax.data.build import build
 
     root = tmp_path_factory.mktemp("füße und spaces")
     fake_data.write_ombria(root / "ombria source")
     fake_data.write_whu(root / "whu source")
+    fake_bitemporal.write_set(root / "bitemporal source")
     asked = {find().experiment.data for find in recipes.RECIPES.values()}
     for name, config in sorted((data.name, data.config) for data in asked):
-        source = root / ("ombria source" if name == "ombria" else "whu source")
-        build(name, source, root / "records", config)
+        build(name, root / f"{name.removesuffix('_opt_sar')} source", root / "records", config)
     return root / "records"

@@ -31,12 +31,15 @@ def _kinds():
     return found
 
 
+TAUGHT = {"dhfa": "dhfa_teacher", "frd": "frd_teacher_r34"}  # method: a recipe of its teacher
+
+
 @pytest.mark.parametrize("recipe", _kinds().values())
 def test_a_recipe_of_every_kind_runs(recipe, fake_records, tmp_path):
-    taught = ()
-    if recipes.find(recipe).experiment.method.NAME == "dhfa":
-        labels = ("--data.labelled", "0.5") if recipes.find(recipe).experiment.method.pairs else ()
-        run("train", "dhfa_teacher", "--workdir", tmp_path / "teacher", "--data-dir", fake_records, *SHRINK)
+    taught, method = (), recipes.find(recipe).experiment.method
+    if method.NAME in TAUGHT:
+        labels = ("--data.labelled", "0.5") if getattr(method, "pairs", 0) else ()
+        run("train", TAUGHT[method.NAME], "--workdir", tmp_path / "teacher", "--data-dir", fake_records, *SHRINK)
         taught = ("--teacher", tmp_path / "teacher", *labels)
     run("train", recipe, "--workdir", tmp_path / "run", "--data-dir", fake_records, *SHRINK, *taught)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["recipe"] == recipe
@@ -45,9 +48,7 @@ def test_a_recipe_of_every_kind_runs(recipe, fake_records, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "data"),
     [(name, "") for name in sorted(recipes.RECIPES)]
-    + [
-        (name, "ombria") for name in sorted(recipes.RECIPES) if recipes.find(name).experiment.data.name == "whu_opt_sar"
-    ],
+    + [(name, "ombria") for name in sorted(recipes.RECIPES) if "ombria" in tables.reached(recipes.find(name))[1:]],
 )
 def test_every_recipe_fits_its_data(recipe, data, fake_records):
     """Traced, not run: networks, inputs, method and labels go together. Its docstring says how it is run."""
@@ -55,8 +56,9 @@ def test_every_recipe_fits_its_data(recipe, data, fake_records):
     dataset = open_dataset(e.data.name, e.data.config, str(fake_records))
     e = dataclasses.replace(e, network=dataclasses.replace(e.network, width=0.0625), batch_size=2, steps=2)
     teacher = None
-    if e.method.NAME == "dhfa":
-        seen = dataclasses.replace(e, inputs=Inputs(modalities=("optical",)), method=Supervised())
+    if e.method.NAME in TAUGHT:
+        inputs = dataclasses.replace(Inputs(), modalities=("optical",), by_date=e.inputs.by_date)
+        seen = dataclasses.replace(e, inputs=inputs, method=Supervised())
         built = build_method(Context(seen, dataset.spec, dataset.statistics, Schedule(2, 2, 2)))
         teacher = Teacher(built, seen, dataset.spec, dataset.statistics)
     method = build_method(Context(e, dataset.spec, dataset.statistics, Schedule(2, 2, 2), teacher))
@@ -102,7 +104,7 @@ def test_other_data_than_the_recipes(fake_records, tmp_path, capsys):
     assert "takes none" in again
     for data in ("whu_opt_sar", "synthetic"):
         wrong = fails(capsys, "train", "ombria_s1", "--data", data, "--workdir", tmp_path / "b")
-        assert f"'ombria_s1' is of ombria; recipes of whu_opt_sar can be put on {data}" in wrong
+        assert f"'ombria_s1' is of ombria, and cannot be put on {data}: ombria would be accepted" in wrong
     assert "needs --data-dir" in fails(
         capsys, "train", "cheng_lanet", "--data", "synthetic", "--workdir", tmp_path / "b"
     )

@@ -210,7 +210,12 @@ def test_what_a_row_is_about():
     assert "epochs: 50.0 -> 120.0" in rows.differs(lanet, wide)
 
 
-PUBLISHED = [(paper, data, preset) for paper in TABLES for data in tables.DATA for preset in ("", *tables.PRESETS)]
+PUBLISHED = [
+    (paper, data, preset)
+    for paper in TABLES
+    for data in tables.reached(recipes.find(TABLES[paper][0].rows[0].recipe))
+    for preset in ("", *tables.PRESETS)
+]
 
 
 @pytest.mark.parametrize(("paper", "data", "preset"), PUBLISHED)
@@ -261,6 +266,35 @@ def test_where_data_and_preset_put_a_row():
     assert plan.config(plan.rows["alone"]).experiment.epochs == 3.0
     assert plan.config(plan.rows["few_alone"]).experiment.epochs == 24.0, "as many steps on an eighth of the labels"
     assert plan.config(plan.rows["few_alone"], 2).experiment.data.labelled_seed == 0
+
+
+def test_where_a_row_of_change_is_put():
+    """From LEVIR-CD to sets of its family, to floods and to made-up scenes, which SAR sees at both dates."""
+    alone = recipes.find("frd_alone")
+    assert {tables.home(recipes.find(r.recipe)) for t in TABLES["frd"] for r in t.rows} == {"levir_cd"}
+    assert on(alone, "levir_cd").experiment == alone.experiment
+    assert on(alone, "sysu_cd").experiment.data == Data("bitemporal", "sysu_cd")
+    assert on(alone, "sysu_cd").experiment.optimizer == alone.experiment.optimizer
+    flood, like = on(alone, "ombria").experiment, recipes.find("ombria_s1").experiment
+    assert flood.inputs == dataclasses.replace(like.inputs, date_difference=False, by_date=True)
+    assert (flood.data, flood.augment, flood.epochs) == (like.data, like.augment, 120)
+    assert not flood.augment.swap_dates, "a flood has a before and an after"
+    assert (alone.experiment.network.difference, flood.network.difference) == ("absolute", "signed")
+    assert on(recipes.find("frd_fc_siam_diff"), "ombria").experiment.network.NAME == "fc_siam_diff"
+    made = on(alone, "synthetic").experiment
+    assert made.data == Data("bitemporal", "synthetic")
+    assert made.inputs == Inputs(modalities=("sar",), local_mean=7, by_date=True)
+    for recipe, data in (("frd_alone", "whu_opt_sar"), ("cheng_lanet", "levir_cd")):
+        with pytest.raises(UserError, match=f"cannot be put on {data}"):
+            on(recipes.find(recipe), data)
+    assert make_plan("frd", Path("w")).data == "levir_cd", "a paper's own"
+    assert make_plan("cheng", Path("w")).data == "whu_opt_sar"
+    with pytest.raises(UserError, match="cannot be put on sysu_cd"):
+        make_plan("cheng", Path("w"), data="sysu_cd")
+    for data, changed in (("levir_cd", "changed"), ("synthetic", "changed"), ("ombria", "flood")):
+        shown = make_plan("frd", Path("w"), data=data).tables[0].metrics
+        of_change = [f"{m}/{changed}" for m in ("f1", "iou", "precision", "recall", "ap", "tile_mean_iou")]
+        assert list(shown) == [*of_change, "pixel_accuracy", "kappa"]
 
 
 def test_rows_of_few_labels_by_another_share_and_draw():

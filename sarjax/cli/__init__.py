@@ -25,7 +25,7 @@ def models(size: int = 256, classes: int = 7, channels: int = 3, json: FlagCreat
     Args:
         size: side of the input in pixels.
         classes: number of classes.
-        channels: input channels.
+        channels: input channels (of each date, for networks that compare dates).
         json: print JSON instead of a table.
     """
     common.devices(1)
@@ -37,10 +37,10 @@ def models(size: int = 256, classes: int = 7, channels: int = 3, json: FlagCreat
     if json:
         print_json([row | {"table2": [of for of in published if of["network"] == row["name"]]} for row in rows])
         return
-    print(f"{'network':<14}{'parameters':>14}{'memory MB':>12}{'Flops G':>10}{'XLA GFLOP':>12}{'XLA peak MiB':>14}")
+    print(f"{'network':<20}{'parameters':>14}{'memory MB':>12}{'Flops G':>10}{'XLA GFLOP':>12}{'XLA peak MiB':>14}")
     for row in rows:
         print(
-            f"{row['name']:<14}{row['parameters']:>14,}{row['memory_mb']:>12.3f}{row['flops'] / 1e9:>10.4f}"
+            f"{row['name']:<20}{row['parameters']:>14,}{row['memory_mb']:>12.3f}{row['flops'] / 1e9:>10.4f}"
             f"{row['xla_flops'] / 1e9:>12.3f}{row['xla_peak_bytes'] / 2**20:>14.1f}"
         )
     _print_table2(published)

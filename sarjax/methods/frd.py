@@ -4,6 +4,9 @@ The source is an abstract: it states what is distilled, no formula and no figure
 reading of it. Relations have no channels, so student and teacher may be of any width, depth and stride.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -40,7 +43,7 @@ def frd(options: RelationalDistillation, context: Context) -> Method:
     if network.dates == 1:
         raise UserError(f"method 'frd' needs a network that compares dates, not {experiment.network.NAME!r}.")
     weights = class_weights(options, spec, statistics, experiment.data.labelled)
-    relations = options.bfdd_pixel or options.bfdd_category or options.ccrd_pixel or options.ccrd_cluster
+    related = options.bfdd_pixel or options.bfdd_category or options.ccrd_pixel or options.ccrd_cluster
 
     def loss(params: Tree, rest: Rest, batch: Tree, key: jax.Array, step: jax.Array):
         rows, seen = streams.augmented(batch["labelled"], key, experiment.augment, spec)
@@ -59,17 +62,18 @@ def frd(options: RelationalDistillation, context: Context) -> Method:
                 temperature=options.temperature,
             )
             terms["logits"] = Term(*pair, options.logits)
-        if relations:
+        if related:
             # By the step's key: the same draw for both dates and all rows, another one in each step and stage.
             draws = jax.random.fold_in(key, ROLE)
-            terms |= _relations(options, prediction.by_date, said.prediction.by_date, label, said.seen, spec, draws)
+            cells = partial(label_cells, label, said.seen, spec.num_classes)
+            terms |= relations(options, prediction.by_date, said.prediction.by_date, cells, draws)
         return terms, Outputs(stats, rest.memory, metrics)
 
     return base._replace(
         loss=loss,
         requires=lessons.requires(base, teacher),
         teacher=lambda teacher: fits(teacher, spec),
-        couples=(*base.couples, "relations between classes") if relations else base.couples,
+        couples=(*base.couples, "relations between classes") if related else base.couples,
     )
 
 
@@ -101,21 +105,23 @@ def label_cells(
     return adaptive_avg_pool(one_hot.astype(jnp.float32), size)
 
 
-def _relations(
+def relations(
     options: RelationalDistillation,
     student: ByDate,
     teacher: ByDate,
-    label: Int[Array, "b h w"],
-    where: Bool[Array, "b h w"],
-    spec: DatasetSpec,
+    cells_of: Callable[[tuple[int, int]], Float[Array, "b _ _ k"]],
     key: jax.Array,
 ) -> dict[str, Term]:
-    """The terms of BFDD and CCRD for every stage of the student, each with its share of the weight."""
+    """The terms of BFDD and CCRD for every stage of the student, "<part>_stride_<stride>", each with its share of the
+    part's weight.
+
+    cells_of: (rows, columns) -> the share of each class in the cells of that grid. key: of the draw of channels.
+    """
     terms: dict[str, Term] = {}
     for number, (stride, theirs) in enumerate(nearest_stages(student, teacher).items()):
         ours, size = student[stride], student[stride].shape[2:4]
         taught = _resized(teacher[theirs], size)
-        cells = label_cells(label, where, spec.num_classes, size)
+        cells = cells_of(size)
         pairs = {}
         if options.bfdd_pixel or options.bfdd_category:
             narrow, wide = _of_one_width(options, ours, taught, jax.random.fold_in(key, number))

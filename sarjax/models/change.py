@@ -39,14 +39,16 @@ def dates_apart(features: Features) -> ByDate:
     return {stride: f.reshape(-1, DATES, *f.shape[1:]) for stride, f in features.items()}
 
 
-def differences(features: ByDate) -> Features:
-    """|F_1 - F_2|: no matter which date came first."""
-    return {stride: jnp.abs(f[:, 0] - f[:, 1]) for stride, f in features.items()}
+def differences(features: ByDate, signed: bool = False) -> Features:
+    """|F_2 - F_1|, no matter which date came first, or F_2 - F_1."""
+    found = {stride: f[:, 1] - f[:, 0] for stride, f in features.items()}
+    return found if signed else {stride: jnp.abs(d) for stride, d in found.items()}
 
 
 class ChangeSegmenter(DHFASegmenter):
-    """D_i = |E_i(date 1) - E_i(date 2)| at each stride of a ResNet, then a plain feature pyramid and head.
+    """A ResNet's features E of both dates, their difference at each stride, and a feature pyramid and head on that.
 
+        D_i = |E_i(date 2) - E_i(date 1)|, or without | | where `signed`
         P_n = relu bn conv3x3(D_n), the coarsest;   P_i = relu bn conv1x1(D_i) + up P_{i+1}
         U = relu bn conv3x3[relu bn conv3x3(P_1), up .., up P_n];   logits = up(conv1x1(U))
 
@@ -54,6 +56,7 @@ class ChangeSegmenter(DHFASegmenter):
     convolutions. `features` and `encode` are the D_i; `by_date` are the E_i.
     """
 
+    signed: bool = False
     dates: ClassVar[int] = DATES
 
     @property
@@ -73,10 +76,10 @@ class ChangeSegmenter(DHFASegmenter):
 
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Prediction:
         features = self._by_date(x, train)
-        return self.decode(differences(features), x.shape[1:3], train)._replace(by_date=features)
+        return self.decode(differences(features, self.signed), x.shape[1:3], train)._replace(by_date=features)
 
     def encode(self, x: Float[Array, "b h w c"], train: bool) -> Features:
-        return differences(self._by_date(x, train))
+        return differences(self._by_date(x, train), self.signed)
 
     def _by_date(self, x: Float[Array, "b h w c"], train: bool) -> ByDate:
         return dates_apart(by_stride(self.encoder(both_dates(x), train), self.encoder.strides))
@@ -94,6 +97,7 @@ def build_change(options: Change, num_classes: int, dtype: Any) -> ChangeSegment
         fuse=False,
         num_classes=num_classes,
         dtype=jnp.dtype(dtype),
+        signed=options.difference == "signed",
     )
 
 

@@ -12,13 +12,18 @@ import jax.numpy as jnp
 from sarjax.errors import UserError
 from sarjax.models import NETWORKS, build_network
 from sarjax.models.layers import AdaptiveAvgPool, AvgPool, BatchNorm, MaxPool, PReLU, ReLU, Sigmoid
-from sarjax.options import LANet, NetworkOptions
+from sarjax.options import Change, LANet, NetworkOptions
 
 Rule = Callable[[Any, Any, Any], int]
 
 
 def _convolution(module: nn.Conv, x: Any, y: Any) -> int:
     macs = math.prod(module.kernel_size) * (x.shape[-1] // module.feature_group_count) * y.size
+    return macs + (y.size if module.use_bias else 0)
+
+
+def _transposed(module: nn.ConvTranspose, x: Any, y: Any) -> int:
+    macs = math.prod(module.kernel_size) * module.features * x.size
     return macs + (y.size if module.use_bias else 0)
 
 
@@ -30,6 +35,7 @@ def _per_input(operations: int) -> Rule:
 # convolutions; two per element for a batch-norm; a linear layer's bias is free. A new leaf module is one line here.
 LEAVES: dict[type[nn.Module], Rule] = {
     nn.Conv: _convolution,
+    nn.ConvTranspose: _transposed,
     nn.Dense: lambda module, x, y: x.size * module.features,
     BatchNorm: _per_input(2),
     ReLU: _per_input(1),
@@ -44,6 +50,10 @@ LEAVES: dict[type[nn.Module], Rule] = {
 VARIANTS: dict[str, NetworkOptions] = {
     "lanet_r18": LANet(encoder="resnet18", stages=3, low_window=8, high_window=2),  # Cheng et al., Table 2
     "fcn_se": LANet(encoder="resnet18", stages=3, low_window=0, high_window=0),  # Cheng et al., Table 1
+    "change_r50": Change(encoder="resnet50"),
+    "change_r34": Change(encoder="resnet34"),
+    "change_r18_half": Change(width=0.5),
+    "change_r18_quarter": Change(width=0.25),
 }
 
 
@@ -80,7 +90,7 @@ Reading = Callable[[list[Call]], list[Call]]
 
 
 def count(network: nn.Module, size: int, in_channels: int, reading: Reading = list) -> Count:
-    """Costs of one image (size, size, in_channels), by tracing alone: nothing is computed.
+    """Costs of one image (size, size, in_channels), by tracing alone, both dates where there are two.
 
     The published counting (torchstat's): the leaf modules that run (`LEAVES`) count, each with its last call; what a
     network calls as a function (resizing, additions, LANet's adaptive pools) is free.
@@ -125,6 +135,7 @@ def cost(options: NetworkOptions, num_classes: int, in_channels: int, size: int,
 def model_table(size: int = 256, classes: int = 7, channels: int = 3, *, xla: bool = True) -> list[dict[str, Any]]:
     """A row per known network, at its default options, and per named variant: {"name", fields of `Cost`}.
 
+    channels: of each date, for networks that compare dates.
     UserError for a size, a number of classes or of channels below 1.
     """
     for what, value in (("size", size), ("classes", classes), ("channels", channels)):
@@ -132,8 +143,13 @@ def model_table(size: int = 256, classes: int = 7, channels: int = 3, *, xla: bo
             raise UserError(f"{what} is {value}; a whole number from 1 is accepted.")
     known = {name: NetworkOptions.registry()[name]() for name in NETWORKS} | VARIANTS
     return [
-        {"name": name, **cost(options, classes, channels, size, xla=xla)._asdict()} for name, options in known.items()
+        {"name": name, **cost(options, classes, channels * _dates(options), size, xla=xla)._asdict()}
+        for name, options in known.items()
     ]
+
+
+def _dates(options: NetworkOptions) -> int:
+    return build_network(options, 1).dates
 
 
 def _image(size: int, in_channels: int) -> jax.ShapeDtypeStruct:

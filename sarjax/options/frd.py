@@ -10,13 +10,15 @@ from sarjax.options.supervised import Supervised
 
 @dataclasses.dataclass(frozen=True)
 class Change(NetworkOptions):
-    """One encoder for both dates, and a feature pyramid of the absolute differences of their features.
+    """One encoder for both dates, and a feature pyramid of the differences of their features.
 
-    channels: of every map of the pyramid, before `width`. Reads `inputs.by_date`.
+    channels: of every map of the pyramid, before `width`. difference: "absolute", no matter which date came first, or
+    "signed", the later minus the earlier, which tells what came from what went. Reads `inputs.by_date`.
     """
 
     NAME: ClassVar[str] = "change"
     channels: int = 128
+    difference: Literal["absolute", "signed"] = "absolute"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from sarjax.config import Config, Experiment, Inputs
 from sarjax.errors import UserError, unknown
+from sarjax.options import Change
 from sarjax.recipes import cpu, ombria, synthetic
 
 
@@ -262,10 +263,13 @@ def _bitemporal(config: str) -> Callable[[Experiment], Experiment]:
 def _ombria(e: Experiment) -> Experiment:
     """Two dates, SAR stretched image by image: what the network sees and how it is trained are those of `ombria_s1`.
 
-    Networks that compare dates see SAR alone, each date by itself.
+    Networks that compare dates see SAR alone, each date by itself, and what came is told from what went: a flood has a
+    before and an after.
     """
     if e.inputs.by_date:
         inputs = dataclasses.replace(ombria.S1, by_date=True, date_difference=False)
+        if isinstance(e.network, Change):
+            e = dataclasses.replace(e, network=dataclasses.replace(e.network, difference="signed"))
     else:
         inputs = dataclasses.replace(
             ombria.S1 if "sar" in e.inputs.modalities else Inputs(), modalities=e.inputs.modalities
@@ -317,31 +321,41 @@ ABOUT: dict[str, str] = {
 }
 
 
+def check_names(data: str, preset: str) -> None:
+    """UserError, with the nearest, for data and presets that are not there."""
+    if data not in DATA:
+        raise unknown("data", data, DATA)
+    if preset and preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+
+
 def home(config: Config) -> str:
     """What of `DATA` a recipe is of: WHU-OPT-SAR's are of that, those of change of LEVIR-CD."""
     data = config.experiment.data
     return data.config if data.name == "bitemporal" and data.config in CHANGE_SETS else data.name
 
 
+def reached(config: Config) -> tuple[str, ...]:
+    """The data that a recipe can be put on, its own first.
+
+    From WHU-OPT-SAR, and from a set of change, OMBRIA and made-up scenes; from a set of change every other one.
+    """
+    own = home(config)
+    family = (own, *(name for name in CHANGE_SETS if name != own)) if own in CHANGE_SETS else (own,)
+    return (*family, "ombria", "synthetic") if own in ("whu_opt_sar", *CHANGE_SETS) else family
+
+
 def on(config: Config, data: str, preset: str = "") -> Config:
     """The configuration of a row on `data`, by `preset` ("" = none); network and method options stay the row's own.
 
-    UserError for an unknown name, and for data that the recipe cannot be put on: from WHU-OPT-SAR, and from a set of
-    change, OMBRIA and made-up scenes are reached, and every set of change from any other.
+    UserError for an unknown name, and for data that is not `reached`.
     """
-    if data not in DATA:
-        raise unknown("data", data, DATA)
-    own = home(config)
-    reached = {"whu_opt_sar": ("ombria", "synthetic")} | dict.fromkeys(
-        CHANGE_SETS, (*CHANGE_SETS, "ombria", "synthetic")
-    )
-    if data not in (own, *reached.get(own, ())):
+    check_names(data, preset)
+    if data not in reached(config):
         raise UserError(
-            f"recipe {config.recipe!r} is of {own}, and cannot be put on {data}: "
-            f"{', '.join(dict.fromkeys((own, *reached.get(own, ()))))} would be accepted."
+            f"recipe {config.recipe!r} is of {home(config)}, and cannot be put on {data}: "
+            f"{', '.join(reached(config))} would be accepted."
         )
-    if preset and preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
     name = "+".join(part for part in (config.recipe, data, preset) if part)
     config = dataclasses.replace(config, recipe=name, experiment=DATA[data](config.experiment))
     return PRESETS[preset](config) if preset else config

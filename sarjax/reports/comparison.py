@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from sarjax.errors import unknown
 from sarjax.evaluate import bootstrap
 from sarjax.evaluate.evaluator import Evaluation
-from sarjax.evaluate.metrics import Metrics
+from sarjax.evaluate.metrics import PER_CLASS, Metrics
 from sarjax.recipes.tables import Table
 from sarjax.spec import DatasetSpec
 
@@ -43,14 +43,14 @@ _SCALARS: dict[str, Callable[[Metrics], float]] = {
 }
 
 
-POOLED, UNPOOLED = ("iou", "f1"), ("ap", "tile_mean_iou", "tile_mean_f1")  # of a class: "iou/water"
+POOLED, UNPOOLED = PER_CLASS, ("ap", "tile_mean_iou", "tile_mean_f1")  # of a class: "iou/water"
 
 
 def metric_of(name: str, spec: DatasetSpec) -> Callable[[Evaluation], float]:
     """The function of an evaluation that `Evaluation.scalars` calls `name`.
 
-    Those of a class ("iou/<class>", "f1/", "ap/", "tile_mean_iou/", "tile_mean_f1/") are nan where `spec` has no such
-    class. UserError for another name.
+    Those of a class ("iou/<class>", "f1/", "precision/", "recall/", "ap/", "tile_mean_iou/", "tile_mean_f1/") are nan
+    where `spec` has no such class. UserError for another name.
     """
     kind, _, of = name.partition("/")
     if of and kind in (*POOLED, *UNPOOLED):

@@ -201,3 +201,26 @@ def test_has_data_where_every_sensor_has_it_at_every_date():
     ):
         found = has_data(batch, Inputs(modalities=modalities, dates=dates), spec)
         np.testing.assert_array_equal(found, [[expected]])
+
+
+def test_dates_one_after_another(batch):
+    """With `by_date`: all channels of a date, its means too, then the next date's; `repeat` is of each."""
+    inputs = Inputs(("optical", "sar"), local_mean=3, by_date=True)
+    names = channel_names(inputs, SPEC)
+    first = ("optical[0].red", "optical[0].green", "optical[0].blue", "sar[0].VV", "sar[0].VH")
+    means = tuple(f"{name} mean 3" for name in first)
+    assert names == (*first, *means, *(n.replace("[0]", "[1]") for n in (*first, *means)))
+    plain_inputs = dataclasses.replace(inputs, by_date=False)
+    plain = np.asarray(network_inputs(batch, plain_inputs, SPEC, STATISTICS))
+    order = [channel_names(plain_inputs, SPEC).index(name) for name in names]
+    np.testing.assert_array_equal(network_inputs(batch, inputs, SPEC, STATISTICS), plain[..., order])
+    repeated = dataclasses.replace(inputs, modalities=("sar",), local_mean=0, repeat=3)
+    names = ("sar[0].VV", "sar[0].VH", "sar[0].VV", "sar[1].VV", "sar[1].VH", "sar[1].VV")
+    assert channel_names(repeated, SPEC) == names
+    order = [channel_names(plain_inputs, SPEC).index(name) for name in names]
+    np.testing.assert_array_equal(network_inputs(batch, repeated, SPEC, STATISTICS), plain[..., order])
+    assert channel_count(repeated, SPEC) == 6
+    with pytest.raises(UserError, match="joins the dates"):
+        channel_names(dataclasses.replace(inputs, date_difference=True), SPEC)
+    with pytest.raises(UserError, match=r"inputs.repeat is 1, but there are 2"):
+        channel_names(dataclasses.replace(repeated, repeat=1), SPEC)

@@ -19,7 +19,7 @@ from sarjax.models import NETWORKS, build_network
 from sarjax.models.layers import kaiming_fan_in, kaiming_fan_out
 from sarjax.models.resnet import channels_of
 from sarjax.models.torchvision import encoders
-from sarjax.options import DHFA, DLLR, FCN, DeepLabV3, LANet, NetworkOptions, PSPNet
+from sarjax.options import DHFA, DLLR, FCN, Change, DeepLabV3, FCSiamDiff, LANet, NetworkOptions, PSPNet
 
 SMALL = {"encoder": "resnet18", "width": 1 / 16}
 TINY = {
@@ -37,8 +37,12 @@ TINY = {
     "dhfa_fuse": DHFA(encoder="resnet50", width=1 / 32, channels=256, fuse=True, alignment="none"),
     "dhfa_stride_16": DHFA(**SMALL, output_stride=16, corner_aligned=True, bins=(2,), fuse=True),
     "dllr": DLLR(**SMALL),
+    "change": Change(**SMALL),
+    "change_stride_8": Change(encoder="resnet50", width=1 / 32, channels=256, output_stride=8),
+    "fc_siam_diff": FCSiamDiff(width=1 / 4),
 }
 GLOBAL = ("fcn_se", "deeplabv3", "pspnet", "dhfa", "dllr")
+DATES = ("change", "fc_siam_diff")
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +57,8 @@ def test_contract(name):
     assert network.num_classes == 3
     assert set(variables) == {"params", "batch_stats"}
     places = encoders(variables["params"])
-    assert places == ([("optical", "encoder"), ("sar", "encoder")] if name == "dllr" else [("encoder",)])
+    expected = {"dllr": [("optical", "encoder"), ("sar", "encoder")], "fc_siam_diff": []}
+    assert places == expected.get(name, [("encoder",)])
     for place in places:
         assert "conv1" in functools.reduce(operator.getitem, place, variables["params"]), "where pretrained weights go"
 
@@ -76,7 +81,7 @@ def test_contract(name):
         np.testing.assert_allclose(feature, prediction.features[stride], rtol=1e-4, atol=1e-4)
         assert prediction.pyramid[stride].shape[:3] == feature.shape[:3]
         own = prediction.pyramid[stride].shape != feature.shape or (prediction.pyramid[stride] != feature).any()
-        assert own == name.startswith("dhfa")
+        assert own == name.startswith(("dhfa", "change"))
 
     inference = jax.jit(lambda v, x: network.apply(v, x, False).logits)
     # In inference an image does not see its batch.
@@ -100,11 +105,13 @@ def test_logits_are_the_classifier_of_the_embedding(name):
     classify = jax.jit(lambda v, y, size: network.apply(v, y, size, method="classify"), static_argnums=2)
     np.testing.assert_array_equal(classify(variables, prediction.embedding, (65, 47)), prediction.logits)
     flat = classify(variables, np.ones((1, 2, 3, c), np.float32), (9, 7))
+    if name == "fc_siam_diff":  # its classifier looks around
+        flat = flat[:, 2:-2, 2:-2]
     constant = variables["params"]["classifier"]["kernel"].sum((0, 1, 2)) + variables["params"]["classifier"]["bias"]
     np.testing.assert_allclose(flat, np.broadcast_to(constant, (1, 9, 7, 3)), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", GLOBAL)
+@pytest.mark.parametrize("name", [*GLOBAL, *DATES])
 def test_training_is_finite_and_the_same_on_eight_devices(name):
     """Loss, gradients and running statistics of a batch that lies on eight devices, against one device."""
     network, variables, x = tiny(TINY[name], shape=(8, 32, 48, 2))
@@ -140,7 +147,7 @@ def test_training_is_finite_and_the_same_on_eight_devices(name):
             assert float(jnp.abs(gradient).max()) > 1e-6 * largest, path
 
 
-@pytest.mark.parametrize("name", GLOBAL)
+@pytest.mark.parametrize("name", [*GLOBAL, *DATES])
 def test_one_program_for_all_sizes(name):
     network, variables, _ = tiny(TINY[name])
     a = network.context.alignment
@@ -200,7 +207,11 @@ def test_initialisers(name):
         tiny(TINY[name])
     # DHFA-Net's offsets start at 0.
     heads = {kaiming_fan_in, nn.initializers.zeros} if name == "dhfa" else {kaiming_fan_in}
-    assert seen == {True: {kaiming_fan_out}, False: heads}
+    assert (
+        seen == {True: {kaiming_fan_out}, False: heads}
+        if name != "fc_siam_diff"
+        else {False: {*heads, kaiming_fan_out}}
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
