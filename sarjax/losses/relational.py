@@ -116,10 +116,12 @@ def category_distance(
     """BFDD by category: `relational_distance` of the means of each class at each date.
 
     2 k rows, date by date; those of a class that is not there are left out. For k = 2 these are four: what did not
-    change and what did, before and after.
+    change and what did, before and after. (0, 0) where only one class is there: the one distance of its two means is
+    its own mean.
     """
-    present = jnp.tile(jnp.sum(cells, (0, 1, 2)) > 0, 2)
-    return relational_distance(_class_means(student, cells), _class_means(teacher, cells), present)
+    present = jnp.sum(cells, (0, 1, 2)) > 0
+    rows = _class_means(student, cells), _class_means(teacher, cells), jnp.tile(present, 2)
+    return _if_several(present, *relational_distance(*rows))
 
 
 class Shares(NamedTuple):
@@ -137,12 +139,15 @@ def difference_shares(
     r"""Which class the direction of each cell's difference resembles.
 
     .. math::
-      z = unit(|F_1 - F_2|), \quad \mu_k = unit(\text{mean of } z \text{ over class } k), \quad
-      P = softmax_k(z \cdot \mu_k / \tau)
+      z = \frac{|d|}{\sqrt{\|d\|^2 + \epsilon^2}}, \quad d = F_1 - F_2, \quad
+      \mu_k = unit(\text{mean of } z \text{ over class } k), \quad P = softmax_k(z \cdot \mu_k / \tau)
 
-    sharpness: tau > 0. Dates without any difference have z = 0 and equal shares, with gradient 0.
+    sharpness: tau > 0. epsilon is 1e-3 of the root mean square of all :math:`\|d\|`: next to nothing in z, but the
+    direction of a difference that is nearly 0 would have a gradient without bound. Without any difference z is 0,
+    shares are equal and gradients 0.
     """
-    z = unit(jnp.abs(_change(features, jnp.sum(cells, -1))))
+    mass = jnp.sum(cells, -1)
+    z = _direction(jnp.abs(_change(features, mass)), mass)
     count = jnp.sum(cells, (0, 1, 2))
     means = jnp.einsum("bhwk,bhwc->kc", cells, z, precision=lax.Precision.HIGHEST)
     means = unit(means / jnp.where(count > 0, count, 1.0)[:, None])
@@ -173,7 +178,8 @@ def share_columns(
     class k: all classes count alike, however few pixels changed. Exact over the whole batch: products of columns are
     sums over pixels, so no pixel leaves its device.
 
-    What the teacher scores against itself is subtracted, a constant: a student of the same shares scores 0.
+    What the teacher scores against itself is subtracted, a constant: a student of the same shares scores 0. That is not
+    the least there is: like every contrast of clusters this one pushes classes apart, beyond what the teacher does.
 
     Returns:
       (total, weight) with weight 1, and (0, 0) unless all classes are there.
@@ -202,6 +208,15 @@ def _change(features: Float[Array, "b 2 h w c"], mass: Float[Array, "b h w"]) ->
     """F_1 - F_2 in float32; 0 in cells that do not count, so that what is not finite there does not show."""
     features = features.astype(jnp.float32)
     return jnp.where(mass[..., None] > 0, features[:, 0] - features[:, 1], 0.0)
+
+
+def _direction(d: Float[Array, "b h w c"], mass: Float[Array, "b h w"]) -> Float[Array, "b h w c"]:
+    """Differences of length 1; those that are small beside the mean length are shorter."""
+    square = jnp.sum(d * d, -1, keepdims=True)
+    seen = (mass > 0)[..., None]
+    floor = 1e-6 * _quotient(jnp.sum(jnp.where(seen, square, 0.0)), jnp.sum(seen.astype(jnp.float32)))
+    length = square + lax.stop_gradient(floor)
+    return jnp.where(length > 0, d * lax.rsqrt(jnp.where(length > 0, length, 1.0)), 0.0)
 
 
 def _class_means(features: Float[Array, "b 2 h w c"], cells: Float[Array, "b h w k"]) -> Float[Array, "2k c"]:

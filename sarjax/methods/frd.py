@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sarjax.augment.inputs import network_inputs
+from sarjax.augment.inputs import dates_of, has_data, network_inputs
 from sarjax.errors import UserError
 from sarjax.losses import relational
 from sarjax.losses.distillation import logit_distillation
@@ -21,7 +21,7 @@ from sarjax.methods.supervised import class_weights, supervised, supervised_term
 from sarjax.models import build_network
 from sarjax.models.resampling import adaptive_avg_pool, resize_bilinear
 from sarjax.options import RelationalDistillation
-from sarjax.spec import IGNORE_LABEL, DatasetSpec
+from sarjax.spec import IGNORE_LABEL
 
 ROLE = 0xF4D  # folded into keys
 
@@ -33,15 +33,18 @@ def frd(options: RelationalDistillation, context: Context) -> Method:
 
     Objective: plain supervision + bfdd_pixel L_pix + bfdd_category L_cat + ccrd_pixel L_pixel + ccrd_cluster L_cluster
     + logits L_kd by the weights of `options`, the first four being means over the student's stages. A stage is compared
-    with the teacher's of the nearest stride, resized to its grid. Relations are those of labelled pixels at which the
-    teacher has all its data, over the global batch.
+    with the teacher's of the nearest stride, resized to its grid. Relations are those of labelled pixels at which
+    student and teacher have all of their data, over the global batch.
     UserError where the network does not compare dates.
     """
     experiment, spec, statistics, teacher = context.experiment, context.spec, context.statistics, context.teacher
     base = supervised(options, context)
     network = build_network(experiment.network, spec.num_classes, jnp.dtype(experiment.precision))
-    if network.dates == 1:
-        raise UserError(f"method 'frd' needs a network that compares dates, not {experiment.network.NAME!r}.")
+    if experiment.network.DATES == 1:
+        raise UserError(
+            f"method 'frd' needs a network that compares dates, not {experiment.network.NAME!r}: change and "
+            "fc_siam_diff are accepted."
+        )
     weights = class_weights(options, spec, statistics, experiment.data.labelled)
     related = options.bfdd_pixel or options.bfdd_category or options.ccrd_pixel or options.ccrd_cluster
 
@@ -54,6 +57,8 @@ def frd(options: RelationalDistillation, context: Context) -> Method:
 
         said = lessons.lesson(teacher, rest.frozen, rows)
         metrics |= lessons.metrics(prediction, said, said.seen, label)
+        # A relation between dates needs both of them, in the student too.
+        related_at = said.seen & has_data(rows, experiment.inputs, spec)
         if options.logits:
             pair = logit_distillation(
                 prediction.logits,
@@ -65,26 +70,32 @@ def frd(options: RelationalDistillation, context: Context) -> Method:
         if related:
             # By the step's key: the same draw for both dates and all rows, another one in each step and stage.
             draws = jax.random.fold_in(key, ROLE)
-            cells = partial(label_cells, label, said.seen, spec.num_classes)
+            cells = partial(label_cells, label, related_at, spec.num_classes)
             terms |= relations(options, prediction.by_date, said.prediction.by_date, cells, draws)
         return terms, Outputs(stats, rest.memory, metrics)
 
     return base._replace(
         loss=loss,
         requires=lessons.requires(base, teacher),
-        teacher=lambda teacher: fits(teacher, spec),
+        teacher=lambda teacher: fits(teacher, context),
         couples=(*base.couples, "relations between classes") if related else base.couples,
     )
 
 
-def fits(teacher: Teacher, spec: DatasetSpec) -> None:
-    """UserError that names what of `teacher` does not fit the data, or that it does not compare dates."""
-    lessons.fits(teacher, spec)
-    name = teacher.experiment.network.NAME
-    if build_network(teacher.experiment.network, spec.num_classes).dates == 1:
+def fits(teacher: Teacher, context: Context) -> None:
+    """UserError that names what of `teacher` does not fit the data, or that it does not compare the student's dates."""
+    lessons.fits(teacher, context.spec)
+    network = teacher.experiment.network
+    if network.DATES == 1:
         raise UserError(
-            f"the teacher's network {name!r} sees all channels as one image, and has no features of each date; a "
-            "network that compares dates fits."
+            f"the teacher's network {network.NAME!r} sees all channels as one image, and has no features of each date: "
+            "a network that compares dates fits."
+        )
+    theirs, ours = dates_of(teacher.experiment.inputs, teacher.spec), dates_of(context.experiment.inputs, context.spec)
+    if theirs != ours:
+        raise UserError(
+            f"the teacher compares dates {theirs[0]} and {theirs[1]}, this run {ours[0]} and {ours[1]}: the same in "
+            "the same order are accepted."
         )
 
 

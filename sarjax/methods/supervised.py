@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sarjax.augment.geometry import geometry
-from sarjax.augment.inputs import channel_count, dates_of, network_inputs
+from sarjax.augment.inputs import channel_count, network_inputs
 from sarjax.augment.radiometry import radiometry
 from sarjax.errors import UserError
 from sarjax.losses.pixel import class_weights_from_histogram, cross_entropy, dice_loss
@@ -26,17 +26,6 @@ def supervised(options: Supervised, context: Context) -> Method:
     inputs, augment = experiment.inputs, experiment.augment
     network = build_network(experiment.network, spec.num_classes, jnp.dtype(experiment.precision))
     channels = channel_count(inputs, spec)
-    if inputs.by_date != (network.dates > 1):
-        name, fitting = experiment.network.NAME, str(network.dates > 1).lower()
-        raise UserError(
-            f"inputs.by_date is {str(inputs.by_date).lower()}, but network {name!r} looks at "
-            f"{'dates one by one' if network.dates > 1 else 'all channels as one image'}; {fitting} fits."
-        )
-    if network.dates > 1 and len(dates_of(inputs, spec)) != network.dates:
-        raise UserError(
-            f"network {experiment.network.NAME!r} compares {network.dates} dates, but inputs.dates asks for "
-            f"{len(dates_of(inputs, spec))} of data set {spec.name!r}."
-        )
     weights = class_weights(options, spec, statistics, experiment.data.labelled)
 
     def init(key: jax.Array) -> Variables:

@@ -5,9 +5,9 @@ A network is a flax module with
     __call__(x: (b, h, w, c), train: bool) -> Prediction
     encode(x, train) -> {stride: features}, through `module.apply(variables, x, train, method="encode")`
 
-and the attributes `num_classes`, `dtype`, the compute dtype, `context`, its `FieldOfView`, `dates`, how many images
-its input holds one after another on channels, and `classifies`; parameters, running statistics and logits are float32.
-Where `classifies` is True (all but LANet, which has two classifiers) it also has
+and the attributes `num_classes`, `dtype`, the compute dtype, `context`, its `FieldOfView`, and `classifies`;
+parameters, running statistics and logits are float32. Where `classifies` is True (all but LANet, which has two
+classifiers) it also has
 
     classify(embedding, size: (h, w)) -> logits: (b, h, w, k), through `module.apply(..., method="classify")`
 

@@ -19,7 +19,7 @@ from sarjax.models.layers import BatchNorm, MaxPool, ReLU, conv, kaiming_fan_in,
 from sarjax.models.segmenters import Prediction, build_encoder, by_stride, resized
 from sarjax.options import Change, FCSiamDiff, NetworkOptions
 
-DATES = 2
+DATES = Change.DATES
 Features = dict[int, Float[Array, "b _ _ c"]]
 ByDate = dict[int, Float[Array, "b 2 _ _ c"]]
 
@@ -57,7 +57,6 @@ class ChangeSegmenter(DHFASegmenter):
     """
 
     signed: bool = False
-    dates: ClassVar[int] = DATES
 
     @property
     def context(self) -> FieldOfView:
@@ -125,8 +124,9 @@ class FCSiamDiffSegmenter(nn.Module):
 
         F_i = block_i(pool F_{i-1});   Y_5 = pool F_4 of date 2;   Y_i = block'_i[up Y_{i+1}, |F_i(1) - F_i(2)|]
 
-    up: a learnt 3x3 transposed convolution; logits: conv3x3(Y_1). As the public code, but that convolutions in front of
-    a batch-norm have no bias and that there is no dropout. Maps of odd height or width have their last row or column
+    up: a learnt 3x3 transposed convolution; logits: conv3x3(Y_1). Layers and channels are the public code's. Other than
+    there, convolutions in front of a batch-norm have no bias, there is no dropout, one batch-norm sees both dates at
+    once, and kernels start as those of our other networks. Maps of odd height or width have their last row or column
     twice before a pool. The prediction is not symmetric in the dates.
     """
 
@@ -134,7 +134,6 @@ class FCSiamDiffSegmenter(nn.Module):
     num_classes: int
     dtype: Any = jnp.float32
     classifies: ClassVar[bool] = True
-    dates: ClassVar[int] = DATES
 
     def setup(self):
         def up(channels: int) -> nn.ConvTranspose:

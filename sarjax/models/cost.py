@@ -143,13 +143,9 @@ def model_table(size: int = 256, classes: int = 7, channels: int = 3, *, xla: bo
             raise UserError(f"{what} is {value}; a whole number from 1 is accepted.")
     known = {name: NetworkOptions.registry()[name]() for name in NETWORKS} | VARIANTS
     return [
-        {"name": name, **cost(options, classes, channels * _dates(options), size, xla=xla)._asdict()}
+        {"name": name, **cost(options, classes, channels * options.DATES, size, xla=xla)._asdict()}
         for name, options in known.items()
     ]
-
-
-def _dates(options: NetworkOptions) -> int:
-    return build_network(options, 1).dates
 
 
 def _image(size: int, in_channels: int) -> jax.ShapeDtypeStruct:

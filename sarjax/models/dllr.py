@@ -47,7 +47,6 @@ class DLLRSegmenter(nn.Module):
     groups: tuple[tuple[int, ...], ...] = ()
     dtype: Any = jnp.float32
     classifies: ClassVar[bool] = True
-    dates: ClassVar[int] = 1
 
     def setup(self):
         channels = self.optical.channels

@@ -44,12 +44,10 @@ def build_encoder(options: NetworkOptions, stages: int, dtype: Any) -> ResNet:
 class Segmenter(nn.Module):
     """What every segmentation network has: an encoder, and its features by stride.
 
-    classifies: the network has one classifier, and `classify` (`PixelClassifier`). dates: images that it compares,
-    whose channels follow one another (`Inputs.by_date`); 1 = it sees all channels as one image.
+    classifies: the network has one classifier, and `classify` (`PixelClassifier`).
     """
 
     classifies: ClassVar[bool] = False
-    dates: ClassVar[int] = 1
     encoder: ResNet
 
     def encode(self, x: Float[Array, "b h w c"], train: bool) -> dict[int, Float[Array, "b _ _ _"]]:

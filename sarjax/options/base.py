@@ -39,8 +39,11 @@ class NetworkOptions(Named):
 
     encoder: a ResNet of torchvision's layout. width: multiplies its channel counts. output_stride: 8, 16 or 32,
     later stages dilated instead of strided. weights: path of torchvision-layout .safetensors ("" = random).
+    DATES: images that the network compares, whose channels follow one another (`Inputs.by_date`); 1 = it sees all
+    channels as one image.
     """
 
+    DATES: ClassVar[int] = 1
     encoder: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet18"
     width: float = 1.0
     output_stride: Literal[8, 16, 32] = 32

@@ -17,6 +17,7 @@ class Change(NetworkOptions):
     """
 
     NAME: ClassVar[str] = "change"
+    DATES: ClassVar[int] = 2
     channels: int = 128
     difference: Literal["absolute", "signed"] = "absolute"
 
@@ -29,6 +30,7 @@ class FCSiamDiff(NetworkOptions):
     """
 
     NAME: ClassVar[str] = "fc_siam_diff"
+    DATES: ClassVar[int] = 2
 
 
 @dataclasses.dataclass(frozen=True)

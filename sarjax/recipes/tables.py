@@ -317,7 +317,7 @@ ABOUT: dict[str, str] = {
     "whu_opt_sar": "WHU-OPT-SAR, the papers' own data; the split by scene is ours",
     **{name: f"{name}: changed buildings or land, two dates" for name in CHANGE_SETS},
     "ombria": "OMBRIA: floods, two dates, two classes",
-    "synthetic": "made-up scenes in the layout of WHU-OPT-SAR",
+    "synthetic": "made-up scenes",
 }
 
 

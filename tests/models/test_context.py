@@ -53,14 +53,14 @@ def test_the_radius_is_what_a_change_reaches(name):
     side = (2 * (radius // alignment) + 7) * alignment
     first = (radius // alignment + 3) * alignment  # two periods and more are left on either side
     columns = first + np.arange(alignment)
-    image = np.full((1, alignment, side, network.dates), 0.01, np.float32)  # features are about 1: no sigmoid saturates
+    image = np.full((1, alignment, side, options.DATES), 0.01, np.float32)  # features are about 1: no sigmoid saturates
     variables = positive(random_variables(network, image))
     apply = jax.jit(lambda x: network.apply(variables, x, train=False).logits)
     parts = np.array_split(columns, max(1, alignment // 16))
     plain, reached = np.asarray(apply(np.repeat(image, len(parts[0]), 0))), []
     for part in parts:
         images = np.repeat(image, len(part), 0)
-        images[np.arange(len(part)), :, part] = 1e12 * np.arange(1, network.dates + 1)  # no difference is 0
+        images[np.arange(len(part)), :, part] = 1e12 * np.arange(1, options.DATES + 1)  # no difference is 0
         changed = (np.asarray(apply(images)) != plain).any((1, 3))
         reached += [np.abs(np.flatnonzero(row) - q).max() for row, q in zip(changed, part, strict=True)]
     assert np.isfinite(plain).all()
