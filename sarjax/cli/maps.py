@@ -96,6 +96,8 @@ def export(
     head: str = "",
     size: str = "",
     batch: int = 0,
+    precision: Literal["", "float32", "bfloat16"] = "",
+    logits: FlagCreatePairsOff[bool] = True,
     overwrite: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Export a run as one file that jax runs without sarjax, on cpu, cuda and tpu
@@ -108,6 +110,8 @@ def export(
         head: which of the method's heads ("" = its default).
         size: HxW in pixels; "" = any multiple of the network's alignment.
         batch: images per call (0 = any number).
+        precision: that the network computes in ("" = as it was trained).
+        logits: the scores of the classes come out beside the labels.
         overwrite: replace files of that name that are no export; the run's own never are.
     """
     fixed = None
@@ -128,6 +132,8 @@ def export(
         ema=ema,
         size=fixed,
         batch=batch or None,
+        precision=precision,
+        logits=logits,
         overwrite=overwrite,
         say=note,
     )
