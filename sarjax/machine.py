@@ -1,6 +1,8 @@
 """What machine this is, and how work is shared on it, without jax."""
 
 import os
+import platform
+from pathlib import Path
 
 
 def visible_cores() -> int:
@@ -11,3 +13,13 @@ def visible_cores() -> int:
 def sharers(rows: int, devices: int) -> int:
     """The largest number of devices, of those there are, that `rows` can be shared by equally."""
     return next(n for n in range(max(1, min(devices, rows)), 0, -1) if rows % n == 0)
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it; elsewhere its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

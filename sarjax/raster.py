@@ -1,4 +1,4 @@
-"""Rasters by window: the only importer of rasterio, and that only once a raster is opened.
+"""Rasters by window: with `georeference`, the only importer of rasterio, and that only once a raster is opened.
 
 Arrays are (h, w, c), as everywhere in this project; files are band-first, and that ends here.
 Training from built records never comes here (a test holds that it imports no rasterio).
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sarjax.errors import UserError
+from sarjax.georeference import NOWHERE, Georeference
 
 READABLE = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
 # Beyond these a file is refused before anything is decoded: a few megabytes can unfold into terabytes.
@@ -44,48 +45,6 @@ class Window(NamedTuple):
     column: int
     height: int
     width: int
-
-
-class Georeference(NamedTuple):
-    """Where a raster lies on the ground: rasterio's CRS, affine transform and ground control points; all may be None.
-
-    An identity transform, which is what a file without any has, is None.
-    """
-
-    crs: Any = None
-    transform: Any = None
-    gcps: Any = None
-
-
-NOWHERE = Georeference()
-
-
-def same_place(a: Georeference, b: Georeference, height: int, width: int) -> bool:
-    """Whether two rasters of height x width lie on one grid: the same CRS, corners apart by a tenth of a pixel at most.
-
-    What only one of them says does not count; ground control points are not compared.
-    """
-    if a.crs is not None and b.crs is not None and a.crs != b.crs:
-        return False
-    if a.transform is None or b.transform is None:
-        return True
-    first, second = (np.array(g.transform, np.float64).reshape(-1, 3)[:2] for g in (a, b))
-    corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], np.float64)
-    apart = np.abs(corners @ (first - second).T).max(0)
-    return bool((apart <= 0.1 * np.abs(first[:, :2]).max(1)).all())
-
-
-def pixel_area(georeference: Georeference) -> float | None:
-    """Square metres that a pixel covers; None where the CRS is not projected in metres, or there is no transform.
-
-    None for Web Mercator too: its metres are those of the equator (areas at 60 degrees are four times too large).
-    """
-    crs, transform = georeference.crs, georeference.transform
-    if crs is None or transform is None or not crs.is_projected or crs.linear_units_factor[1] != 1:
-        return None
-    if crs.to_epsg() == 3857:
-        return None
-    return float(abs(transform.a * transform.e - transform.b * transform.d))
 
 
 class Info(NamedTuple):

@@ -13,7 +13,7 @@ import sarjax
 PACKAGE = Path(sarjax.__file__).parent
 ALONE = {
     "orbax": "train/checkpoint.py",
-    "rasterio": "raster.py",
+    "rasterio": ("georeference.py", "raster.py"),
     "ott": "losses/transport.py",
     "grain": "data/pipeline.py",
     "safetensors": ("train/teacher.py", "models/torchvision.py"),
@@ -53,9 +53,9 @@ def test_recipes_are_values():
 
 def general_modules():
     """What knows nothing of papers: step, loop, checkpoints, sharding, data, evaluation, reports, command line."""
-    for folder in ("train", "evaluate", "data", "augment", "reports", "scenes", "cli"):
+    for folder in ("train", "evaluate", "data", "augment", "reports", "scenes", "bench", "cli"):
         yield from sorted((PACKAGE / folder).glob("*.py"))
-    yield from (PACKAGE / "experiments.py", PACKAGE / "export.py", PACKAGE / "demo.py")
+    yield from (PACKAGE / f"{name}.py" for name in ("experiments", "export", "sidecar", "demo"))
 
 
 BASES = {"MethodOptions", "Named", "NetworkOptions"}

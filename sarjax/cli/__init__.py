@@ -9,6 +9,7 @@ from typing import Any
 from tyro.conf import FlagCreatePairsOff
 
 from sarjax.cli import common
+from sarjax.cli.bench import bench_verb
 from sarjax.cli.common import Verb, command, dispatch, note, print_json
 from sarjax.cli.data import data_verb
 from sarjax.cli.maps import export, predict
@@ -86,6 +87,7 @@ VERBS: dict[str, Verb] = {
     "report": command("report", report),
     "predict": command("predict", predict),
     "export": command("export", export),
+    "bench": bench_verb,
     "models": command("models", models),
     "reproduce": command("reproduce", reproduce),
 }

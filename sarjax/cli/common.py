@@ -35,13 +35,13 @@ def devices(host_devices: int = 0) -> None:
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(then: str = "the same command goes on from there") -> Iterator[None]:
     """SIGTERM ends the block like an interruption, so that it cleans up, and the process with exit code 143."""
     try:
         with termination_raises():
             yield
     except Stopped:
-        note("sarjax: stopped by signal; the same command goes on from there")
+        note(f"sarjax: stopped by signal; {then}")
         sys.exit(143)
 
 

@@ -14,6 +14,8 @@ def predict(
     run: Positional[Path],
     scenes: Positional[tuple[str, ...]],
     out: Path,
+    t1: str = "",
+    t2: str = "",
     checkpoint: Literal["best", "last"] = "best",
     ema: FlagCreatePairsOff[bool] = False,
     head: str = "",
@@ -32,6 +34,9 @@ def predict(
         scenes: raster files; `sar=A.tif,optical=B.tif` for a run that reads both, `sar=BEFORE.tif+AFTER.tif` for two
             dates; or folders of such files (with a subfolder per sensor where a run reads several).
         out: the folder for the maps.
+        t1: instead of scenes, for a run that reads two dates: the first date's raster (`sar=A.tif,optical=B.tif` for
+            several sensors), or a folder of them.
+        t2: the second date's, on the same grid; in a folder, of the same names.
         checkpoint: the best on val (the last where none was kept), or the last.
         ema: use the running mean of the parameters.
         head: which of the method's heads ("" = its default).
@@ -47,8 +52,16 @@ def predict(
     """
     from sarjax.train.run import read_manifest
 
-    if not scenes:
-        raise UserError("sarjax predict needs a scene after the run: a raster file, or a folder of them.")
+    if bool(t1) != bool(t2):
+        given, other = ("--t1", "--t2") if t1 else ("--t2", "--t1")
+        raise UserError(f"{given} is given without {other}; both dates, or neither, are accepted.")
+    if t1 and scenes:
+        raise UserError(f"{scenes[0]} is given beside --t1 and --t2; scenes, or the two dates of them, are accepted.")
+    if not (t1 or scenes):
+        raise UserError(
+            "sarjax predict needs a scene after the run: a raster file, a folder of them, or --t1 and --t2 for two "
+            "dates."
+        )
     common.devices(read_manifest(run).get("host_devices", 0))
     from sarjax.data.build import console_progress
     from sarjax.reports.maps import predict_run
@@ -58,6 +71,7 @@ def predict(
             run,
             scenes,
             out,
+            dates=(t1, t2) if t1 else None,
             head=head,
             checkpoint=checkpoint,
             ema=ema,
@@ -82,6 +96,8 @@ def export(
     head: str = "",
     size: str = "",
     batch: int = 0,
+    precision: Literal["", "float32", "bfloat16"] = "",
+    logits: FlagCreatePairsOff[bool] = True,
     overwrite: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Export a run as one file that jax runs without sarjax, on cpu, cuda and tpu
@@ -94,6 +110,8 @@ def export(
         head: which of the method's heads ("" = its default).
         size: HxW in pixels; "" = any multiple of the network's alignment.
         batch: images per call (0 = any number).
+        precision: that the network computes in ("" = as it was trained).
+        logits: the scores of the classes come out beside the labels.
         overwrite: replace files of that name that are no export; the run's own never are.
     """
     fixed = None
@@ -114,6 +132,8 @@ def export(
         ema=ema,
         size=fixed,
         batch=batch or None,
+        precision=precision,
+        logits=logits,
         overwrite=overwrite,
         say=note,
     )

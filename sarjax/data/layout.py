@@ -15,6 +15,7 @@ import numpy as np
 from sarjax import raster
 from sarjax.data.imagery import check_image
 from sarjax.errors import UserError, unknown
+from sarjax.georeference import same_place
 from sarjax.raster import Info, Window
 from sarjax.spec import DatasetSpec
 
@@ -152,7 +153,7 @@ def check_scene(scene: Scene, spec: DatasetSpec, tile: int) -> tuple[tuple[int, 
 
 
 def _place(infos: Mapping[Path, Info]) -> list[Problem]:
-    """Where files of a scene lie in different places, by `raster.same_place`.
+    """Where files of a scene lie in different places, by `same_place`.
 
     Files are held against the first that has a transform, and the first that has a reference system.
     """
@@ -165,7 +166,7 @@ def _place(infos: Mapping[Path, Info]) -> list[Problem]:
         here = i.georeference
         for first in (p for p in placed if p is not None):
             there = infos[first].georeference
-            if raster.same_place(there, here, i.height, i.width):
+            if same_place(there, here, i.height, i.width):
                 continue
             if None not in (here.crs, there.crs) and here.crs != there.crs:
                 text = f"{path} is in {here.crs}, but {first} is in {there.crs}: reproject one onto the other."

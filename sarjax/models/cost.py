@@ -96,6 +96,23 @@ def count(network: nn.Module, size: int, in_channels: int, reading: Reading = li
     network calls as a function (resizing, additions, LANet's adaptive pools) is free.
     reading: what to count instead of the calls, in their order, where published code has other modules than ours.
     """
+    variables, calls = _watched(lambda: _abstract_variables(network, size, in_channels))
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+    last = {call.path: call for call in reading(calls)}.values()
+    return Count(parameters, 4 * sum(call.elements for call in last) / 2**20, sum(call.flops for call in last))
+
+
+def count_flops(predict: Callable[..., Any], *args: Any) -> int:
+    """Operations of `predict(*args)` by the counting of `count`, for whatever calls flax modules: a method's head.
+
+    args: arrays or their shapes. For a head that runs its network once it is what `count` says of the network.
+    """
+    _, calls = _watched(lambda: jax.eval_shape(lambda *given: predict(*given), *args))
+    return sum({call.path: call.flops for call in calls}.values())
+
+
+def _watched(trace: Callable[[], Any]) -> tuple[Any, list[Call]]:
+    """What `trace` returns, and the leaf modules that ran in it, in order."""
     calls: list[Call] = []
 
     def watch(call, args, kwargs, context):
@@ -106,10 +123,7 @@ def count(network: nn.Module, size: int, in_channels: int, reading: Reading = li
         return y
 
     with nn.intercept_methods(watch):
-        variables = _abstract_variables(network, size, in_channels)
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
-    last = {call.path: call for call in reading(calls)}.values()
-    return Count(parameters, 4 * sum(call.elements for call in last) / 2**20, sum(call.flops for call in last))
+        return trace(), calls
 
 
 @functools.cache

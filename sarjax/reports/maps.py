@@ -15,7 +15,8 @@ from sarjax import config as configs
 from sarjax.config import Inputs
 from sarjax.errors import UserError
 from sarjax.files import write_atomically
-from sarjax.scenes.inputs import Reads, Scene, open_scene, parse_scenes
+from sarjax.georeference import row_areas
+from sarjax.scenes.inputs import Reads, Scene, open_scene, pair_scenes, parse_scenes
 from sarjax.scenes.outputs import MADE_BY, TAG, Outputs, check_places, decide, outputs_of, publish, workplace
 from sarjax.scenes.predict import Engine, Mapped, Progress, map_scene
 from sarjax.scenes.windows import Windows, choose, cut
@@ -50,6 +51,7 @@ def predict_run(
     scenes: Sequence[str],
     out: Path,
     *,
+    dates: tuple[str, str] | None = None,
     head: str = "",
     checkpoint: str = "best",
     ema: bool = False,
@@ -73,6 +75,7 @@ def predict_run(
       run: the run's directory.
       scenes: as `sarjax.scenes.inputs.parse_scenes` reads them.
       out: made where it is not there.
+      dates: of scenes of two dates, instead of `scenes`; as `sarjax.scenes.inputs.pair_scenes` reads them.
       head: of the method; "" = its first. checkpoint, ema: see `restore_run`.
       window, overlap: in pixels; 0 and None = by the network, see `sarjax.scenes.windows.choose`.
       tta: the mean over the eight symmetries of the square.
@@ -98,7 +101,7 @@ def predict_run(
     name, _ = restored.head(head)
     engine = _engine(restored, name, mesh, choose_windows(run, restored, name, window, overlap, say), batch, tta)
     settings = _settings(run, restored, name, engine.windows, ema, tta)
-    parsed = parse_scenes(scenes, engine.reads, say)
+    parsed = pair_scenes(*dates, engine.reads, say) if dates else parse_scenes(scenes, engine.reads, say)
     sizes = [_size(scene, engine.reads) for scene in parsed]
 
     def tasks() -> list[Task]:
@@ -300,13 +303,29 @@ def _make(
 
 def _contents(made: Mapped, spec: DatasetSpec, labels: Path) -> dict[str, Any]:
     """Pixels, share of the pixels with data, and area of each class."""
-    area, total = raster.pixel_area(raster.info(labels).georeference), sum(made.classes)
+    total, areas = sum(made.classes), _class_areas(labels, spec.num_classes)
     return {
         "pixels": dict(zip(spec.class_names, made.classes, strict=True)),
         "no_data_pixels": made.no_data,
         "share": {c: n / total if total else None for c, n in zip(spec.class_names, made.classes, strict=True)},
-        "area_m2": area and {c: n * area for c, n in zip(spec.class_names, made.classes, strict=True)},
+        "area_m2": areas and dict(zip(spec.class_names, areas, strict=True)),
     }
+
+
+def _class_areas(labels: Path, num_classes: int) -> list[float] | None:
+    """Square metres of each class in a map, read strip by strip; None where the size of its pixels is not known."""
+    with raster.open_raster(labels) as f:
+        height, width = f.info.height, f.info.width
+        by_row = row_areas(f.info.georeference, height)
+        if by_row is None:
+            return None
+        total = np.zeros(num_classes)
+        for top in range(0, height, raster.BLOCK):
+            rows = min(raster.BLOCK, height - top)
+            found = f.read((top, 0, rows, width))[..., 0]
+            counts = np.stack([np.bincount(row, minlength=256) for row in found])[:, :num_classes]
+            total += by_row[top : top + rows] @ counts
+    return total.tolist()
 
 
 def _inputs(scene: Scene) -> list[dict[str, Any]]:

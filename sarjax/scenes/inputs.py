@@ -1,6 +1,7 @@
 """What a scene is: the raster files that are read together, as said on a command line, and as one image by window."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,8 @@ import numpy as np
 from sarjax.data.imagery import check_image, read_image
 from sarjax.data.statistics import Moments
 from sarjax.errors import UserError
-from sarjax.raster import NOWHERE, READABLE, Georeference, Reader, Window, open_raster, same_place
+from sarjax.georeference import NOWHERE, Georeference, difference, same_place
+from sarjax.raster import READABLE, Reader, Window, open_raster
 from sarjax.scenes.outputs import is_of_a_map
 from sarjax.spec import DatasetSpec
 
@@ -39,10 +41,14 @@ class Reads(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A name, and per sensor a file per date of the data set; None for a date that the network does not read."""
+    """A name, and per sensor a file per date of the data set; None for a date that the network does not read.
+
+    strict: a sensor's files must say the same about where they lie; else what only one of them says is believed.
+    """
 
     name: str
     files: Mapping[str, tuple[Path | None, ...]]
+    strict: bool = False
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -62,7 +68,48 @@ def parse_scenes(texts: Sequence[str], reads: Reads, say: Say = lambda line: Non
     Raises:
       UserError: a text that is none of these, or two scenes of one name.
     """
-    scenes = [scene for text in texts for scene in _parse(str(text), reads, say)]
+    return _distinct([scene for text in texts for scene in _parse(str(text), reads, say)])
+
+
+def pair_scenes(before: str, after: str, reads: Reads, say: Say = lambda line: None) -> list[Scene]:
+    """The scenes of two dates that two texts name, each as for a network that reads one date; opens no raster.
+
+    Two files, or two lists `sar=A.tif,optical=B.tif`, make one scene: called A_B, or A where both are called so. Two
+    folders make one of each name, which has to be in both. The files of a sensor have to lie on one grid, by what each
+    of them says itself: a shift between the dates would show as change.
+
+    Raises:
+      UserError: a network that does not read two dates; texts that name no scenes, or not the same.
+    """
+    if len(reads.dates) != 2:
+        raise UserError(
+            f"--t1 and --t2 are for a run that reads two dates, but this one reads {len(reads.dates)}: {reads.usage} "
+            "is accepted."
+        )
+    folders = [text for text in (before, after) if Path(text).is_dir()]
+    if len(folders) == 1:
+        other = after if folders[0] == before else before
+        raise UserError(f"{folders[0]} is a folder and {other} is none: two files, or two folders, are accepted.")
+    alone = reads._replace(spec=dataclasses.replace(reads.spec, dates=1), dates=(0,))
+    first, second = ({scene.name: scene for scene in _distinct(_parse(text, alone, say))} for text in (before, after))
+    if not folders:
+        (a,), (b,) = first, second
+        name = a if a == b else f"{a}_{b}"
+        first, second = {name: first[a]}, {name: second[b]}
+    odd = sorted(first.keys() ^ second.keys())
+    if odd:
+        here, there = (before, after) if odd[0] in first else (after, before)
+        raise UserError(f"{here} holds {odd[0]!r} and {there} does not: rasters of the same names are needed.")
+
+    def dated(name: str, sensor: str) -> tuple[Path | None, ...]:
+        found = dict(zip(reads.dates, (first[name].files[sensor][0], second[name].files[sensor][0]), strict=True))
+        return tuple(found.get(date) for date in range(reads.spec.dates))
+
+    return [Scene(name, {sensor: dated(name, sensor) for sensor in reads.modalities}, True) for name in first]
+
+
+def _distinct(scenes: list[Scene]) -> list[Scene]:
+    """`scenes`; UserError where two have one name."""
     seen: dict[str, Scene] = {}
     for scene in scenes:
         if scene.name in seen:
@@ -235,7 +282,25 @@ def open_scene(scene: Scene, reads: Reads) -> Iterator[SceneReader]:
             for path, reader in zip(paths, readers[name], strict=True):
                 if reader is not None:
                     check_image(path, reader.info, reads.spec.modality(name))
+            if scene.strict:
+                _check_grid([reader for reader in readers[name] if reader is not None])
         yield SceneReader(reads, readers)
+
+
+def _check_grid(readers: Sequence[Reader]) -> None:
+    """UserError that names what differs between the files of a sensor that are to be compared pixel by pixel."""
+    first = readers[0]
+    for reader in readers[1:]:
+        a, b = first.info, reader.info
+        if (a.height, a.width) != (b.height, b.width):
+            odd = f"size {a.width} x {a.height} and {b.width} x {b.height}"
+        else:
+            odd = difference(a.georeference, b.georeference, a.height, a.width)
+        if odd:
+            raise UserError(
+                f"{first.path} and {reader.path} are not on one grid ({odd}): the two dates are compared pixel by "
+                "pixel, so resample one onto the other."
+            )
 
 
 def scene_statistics(scene: SceneReader, progress: Callable[[int, int], None] | None = None) -> dict[str, np.ndarray]:

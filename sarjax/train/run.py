@@ -31,6 +31,7 @@ from sarjax.train.checkpoint import Checkpoints
 from sarjax.train.mesh import infer_sharding
 
 PACKAGES = ("sarjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PRECISIONS = ("float32", "bfloat16")  # of `Experiment.precision`
 # What `claim` writes, in this order.
 CLAIMED = ("spec.json", "stats.json", "manifest.json", "config.json")
 _HALF_WRITTEN = re.compile(rf"\.({'|'.join(map(re.escape, CLAIMED))})\.\d+\.tmp")  # by `write_atomically`
@@ -224,6 +225,17 @@ class Restored(NamedTuple):
         if name not in heads:
             raise unknown(f"head of {self.workdir}", name, heads)
         return name, heads[name]
+
+    def at_precision(self, precision: str) -> "Restored":
+        """The same parameters in a network that computes in `precision`; UserError for one that there is not."""
+        if precision not in PRECISIONS:
+            raise UserError(f"precision is {precision!r}; {' or '.join(PRECISIONS)} is accepted.")
+        experiment = dataclasses.replace(self.config.experiment, precision=precision)
+        context = Context(experiment, self.spec, self.statistics, Schedule(self.step, 1, 1))
+        return self._replace(
+            config=dataclasses.replace(self.config, experiment=experiment),
+            method=build_method(context, for_inference=True),
+        )
 
 
 def read_data_description(folder: Path) -> tuple[DatasetSpec, Statistics]:

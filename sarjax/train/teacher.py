@@ -124,6 +124,25 @@ def describe(folder: Path, precision: str) -> Teacher:
     return Teacher(method, experiment, spec, statistics)
 
 
+def restore(workdir: Path, mesh: jax.sharding.Mesh) -> Restored:
+    """The teacher in `workdir/teacher/` as a run of its own, ready to predict; errors as for `load`."""
+    folder = workdir / "teacher"
+    config, variables = read_config(folder), load(workdir, mesh)
+    teacher, checkpoint = describe(folder, config.experiment.precision), read_origin(folder)["checkpoint"]
+    step = int(checkpoint.rpartition("/")[2])
+    return Restored(
+        folder,
+        config,
+        teacher.spec,
+        teacher.statistics,
+        teacher.method,
+        variables.params,
+        variables.stats,
+        step,
+        checkpoint,
+    )
+
+
 def load(workdir: Path, mesh: jax.sharding.Mesh) -> Variables:
     """The variables of the teacher in `workdir/teacher/`, sharded by the rules of the state.
 

@@ -8,9 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import fake_data
 import numpy as np
 import pytest
-from affine import Affine
 from PIL import Image
-from rasterio.crs import CRS
 
 from sarjax import raster
 from sarjax.errors import UserError
@@ -99,36 +97,6 @@ def test_a_window_lies_inside(tmp_path):
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*gone/x.tif: .*a writable folder with room for it"):
         raster.write(tmp_path / "gone" / "x.tif", np.zeros((4, 4), np.uint8))
-
-
-def test_what_lies_on_one_grid():
-    grid = Affine(10, 0, 4e5, 0, -10, 5e6)
-    utm, degrees = CRS.from_epsg(32633), CRS.from_epsg(4326)
-
-    def same(crs, transform):
-        a, b = raster.Georeference(utm, grid), raster.Georeference(crs, transform)
-        assert raster.same_place(a, b, 1000, 2000) == raster.same_place(b, a, 1000, 2000)
-        return raster.same_place(a, b, 1000, 2000)
-
-    assert same(utm, grid)
-    assert same(None, grid)
-    assert same(utm, None)
-    assert same(utm, Affine(10, 0, 4e5 + 0.9, 0, -10, 5e6))
-    assert not same(degrees, grid)
-    assert not same(utm, Affine(10, 0, 4e5 + 1.1, 0, -10, 5e6))
-    assert not same(utm, Affine(10, 0, 4e5, 0, -10, 5e6 - 10))
-    assert not same(utm, Affine(10.001, 0, 4e5, 0, -10, 5e6)), "the far corners are two metres apart"
-
-
-@pytest.mark.parametrize(
-    ("epsg", "area"), [(32633, 200.0), (4326, None), (3857, None), (2263, None), (3035, 200.0), (None, None)]
-)
-def test_the_area_of_a_pixel(epsg, area):
-    crs = None if epsg is None else CRS.from_epsg(epsg)
-    assert raster.pixel_area(raster.Georeference(crs, Affine(10, 0, 4e5, 0, -20, 5e6))) == area
-    turned = Affine(8, -6, 4e5, -12, -16, 5e6)
-    assert raster.pixel_area(raster.Georeference(crs, turned)) == pytest.approx(area)
-    assert raster.pixel_area(raster.Georeference(crs, None)) is None
 
 
 def test_tags_and_silence(tmp_path):
