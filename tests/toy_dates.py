@@ -13,9 +13,9 @@ SPEC = dataclasses.replace(toy.SPEC, dates=2)
 COMPARED = Inputs(modalities=("sar",), normalisation="tile", date_difference=True)
 
 
-def dataset() -> toy.MemoryDataset:
+def dataset(size: int = 32) -> toy.MemoryDataset:
     """Each tile's first date is another tile's: what differs is land and water as much as speckle."""
-    now, before = toy.dataset(seed=0), toy.dataset(seed=1)
+    now, before = toy.dataset(size), toy.dataset(size, seed=1)
     keys = [key for m in SPEC.modality_names for key in (m, f"{m}_valid")]
     tiles = {
         split: [

@@ -6,7 +6,6 @@ is finished, and a build that was killed can simply be run again.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import importlib
 import json
@@ -22,7 +21,7 @@ from sarjax.data import statistics
 from sarjax.data.layout import NO_OPTIONS, Layout, Options, listed, without_ending
 from sarjax.data.store import SPEC_FILE, STATISTICS_FILE, data_root
 from sarjax.errors import UserError, unknown
-from sarjax.files import write_atomically
+from sarjax.files import lock, write_atomically
 
 # Beside the records and outside of their fingerprint: what they were built from, to tell another description by.
 LAYOUT_FILE = "layout.json"
@@ -137,12 +136,7 @@ def _workplace(root: Path, name: str) -> Iterator[Path]:
     except OSError as e:
         raise UserError(f"cannot write to {root}: {e.strerror}; --out takes a folder that may be written to.") from e
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise UserError(f"another build of {name} is running in {root}: wait for it, or use another --out.") from e
-        except OSError:
-            pass  # a file system without locks
+        lock(handle, f"another build of {name} is running in {root}: wait for it, or use another --out.")
         try:
             for left in folder.iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -4,7 +4,6 @@ OUT/ <scene>.tif  <scene>_probabilities.tif  <scene>.png (a look at it)  <scene>
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sarjax import raster
 from sarjax.errors import UserError
+from sarjax.files import lock
 
 if TYPE_CHECKING:
     from sarjax.scenes.inputs import Scene
@@ -202,27 +202,24 @@ def workplace(out: Path) -> Iterator[Path]:
 
 def _hold(folder: Path) -> tuple[int, bool]:
     """A handle that keeps the lock of `folder` as long as it is open, and whether there is a lock at all."""
-    lock = folder / "lock"
+    path = folder / "lock"
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except FileNotFoundError:  # the call before has just removed the folder
             continue
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock(handle, f"another call is making maps in {folder.parent}: wait for it, or use another --out."):
+                return handle, False
             # The call before may have removed the file after it was opened here: then its lock says nothing.
-            if lock.exists() and os.path.samestat(os.fstat(handle), os.stat(lock)):
+            if path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle, True
-        except BlockingIOError as e:
+        except UserError:
             os.close(handle)
-            raise UserError(
-                f"another call is making maps in {folder.parent}: wait for it, or use another --out."
-            ) from e
+            raise
         except FileNotFoundError:
             pass
-        except OSError:
-            return handle, False
         os.close(handle)
 
 

@@ -5,9 +5,10 @@ writes {file: [size, sha256]} beside every finished step, and restoring walks fr
 until one is whole. The only importer of orbax.
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,16 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, position: dict[str, Any]) -> None:
-        """Begins to save; returns when the state may be overwritten. A step that is there already stays."""
+        """Begins to save; returns when the state may be overwritten. A step that is there already stays.
+
+        UserError, now or in the calls below, where the files cannot be written.
+        """
         self.wait()
         if step in self._manager.all_steps():
             return
-        saved = self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
+        with self._writing():
+            saved = self._manager.save(step, args=args)
         if not saved:
             raise RuntimeError(f"step {step} was not saved: {self.directory} holds {self.steps()}")
 
@@ -59,12 +63,15 @@ class Checkpoints:
 
     def poll(self) -> None:
         """Writes the digests of what has become final since; cheap, meant for every step."""
+        with self._writing():
+            self._manager.check_for_errors()
         if self._leader and not self._manager.is_saving_in_progress():
             self._seal()
 
     def wait(self) -> None:
         """Returns when everything saved is final and has its digests."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
         if self._leader:
             self._seal()
 
@@ -136,6 +143,21 @@ class Checkpoints:
                 return f"the contents of {name} have changed"
         return None
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the operating system does not let orbax write is a UserError; other mistakes stay what they are."""
+        try:
+            yield
+        except Exception as e:
+            reason = e.strerror if isinstance(e, OSError) else _system_error(str(e))
+            if reason is None:
+                raise
+            steps = [step for step in self.steps() if self.fault(step) is None]
+            newest = f"{self.directory.name}/{steps[-1]} is the newest whole checkpoint" if steps else "there is none"
+            raise UserError(
+                f"cannot save to {self.directory}: {reason}; {newest}, and with room to write the same command goes on."
+            ) from e
+
     def _digests(self, step: int) -> Path:
         return self.directory / f"{step}.digests.json"
 
@@ -159,3 +181,9 @@ class Checkpoints:
         (self.directory / str(step)).rename(target)
         self._digests(step).unlink(missing_ok=True)
         self._manager.reload()
+
+
+def _system_error(text: str) -> str | None:
+    """What the operating system said, of an error that tensorstore wraps in text; None for any other error."""
+    before, mark, _ = text.partition("[os_error_code=")
+    return before.strip().rsplit(": ", 1)[-1] if mark else None

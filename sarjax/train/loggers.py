@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, and the terminal."""
 
+import contextlib
 import io
 import json
 import math
@@ -13,6 +14,7 @@ import jax
 
 from sarjax.config import Config
 from sarjax.data.pipeline import labelled_split
+from sarjax.errors import UserError
 from sarjax.files import write_atomically
 from sarjax.methods.record import Method, Schedule
 from sarjax.train.state import TrainState
@@ -49,12 +51,13 @@ def summary(
 
 
 class MetricsFile:
-    """metrics.jsonl: one object a line, in the order of steps, none twice.
+    """metrics.jsonl: one object a line, in the order of steps, none twice; UserError where it cannot be written.
 
     Opening it at step `start` drops rows of later steps: a resumed run writes them again.
     """
 
     def __init__(self, path: Path, start: int):
+        self._path = path
         if path.exists():
             rows = [row for row in read_metrics(path) if row["step"] <= start]
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -63,11 +66,15 @@ class MetricsFile:
     def write(self, step: int, values: dict[str, float]) -> None:
         # JSON has no NaN: a skipped step's loss is written as null.
         row = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **row}) + "\n")
+            self._file.flush()
+        except OSError as e:
+            raise UserError(f"cannot write {self._path}: {e.strerror}; with room the same command goes on.") from e
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a row that `write` has complained of
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -78,37 +78,38 @@ def train(
     state = None if (workdir / "config.json").exists() else first_state()
     if teacher is not None and not copied.is_dir():
         newest_whole(teacher, ("best", "checkpoints"), say)  # UserError where it has learnt nothing yet
-    claim(workdir, config, dataset, extended)
-    frozen = None
-    if teacher is not None:
-        teachers.adopt(teacher, workdir, mesh, say=say)
-    if source is not None:
-        origin = teachers.read_origin(copied)
-        say(f"teacher: {origin['run']}, {origin['checkpoint']}")
-        frozen = teachers.load(workdir, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=execution.keep, say=say)
-    best = Checkpoints(workdir / "best", keep=1, say=say) if keeps_best(config, dataset) else None
-    managers = [m for m in (checkpoints, best) if m is not None]
-    restored = checkpoints.restore(abstract)
-    position: dict[str, Any] = {"best": None}
-    if restored is not None:
-        state, position = restored
-    elif state is None:
-        state = first_state()
-    batches.tables = host_tables(method, state.memory)
-    start = int(state.step)
-    if start >= schedule.steps:
-        say(f"{workdir} is trained to its last step, {start}; --extend-steps N would go on.")
-        for manager in managers:
-            manager.close()
-        return state
-    if best is not None:
-        best.forget_after(start)  # of steps that this run has yet to take
-        say_lost_best(position, best, say)
-    taught_by = teachers.read_origin(copied)["fingerprint"] if source is not None else None
-    record_start(workdir, environment(mesh), dataset.fingerprint, start, init_from, taught_by, say)
+    with contextlib.ExitStack() as at_end:
+        at_end.enter_context(claim(workdir, config, dataset, extended))
+        frozen = None
+        if teacher is not None:
+            teachers.adopt(teacher, workdir, mesh, say=say)
+        if source is not None:
+            origin = teachers.read_origin(copied)
+            say(f"teacher: {origin['run']}, {origin['checkpoint']}")
+            frozen = teachers.load(workdir, mesh)
+        checkpoints = Checkpoints(workdir / "checkpoints", keep=execution.keep, say=say)
+        best = Checkpoints(workdir / "best", keep=1, say=say) if keeps_best(config, dataset) else None
+        managers = [m for m in (checkpoints, best) if m is not None]
+        restored = checkpoints.restore(abstract)
+        position: dict[str, Any] = {"best": None}
+        if restored is not None:
+            state, position = restored
+        elif state is None:
+            state = first_state()
+        batches.tables = host_tables(method, state.memory)
+        start = int(state.step)
+        if start >= schedule.steps:
+            say(f"{workdir} is trained to its last step, {start}; --extend-steps N would go on.")
+            for manager in managers:
+                manager.close()
+            return state
+        if best is not None:
+            best.forget_after(start)  # of steps that this run has yet to take
+            say_lost_best(position, best, say)
+        taught_by = teachers.read_origin(copied)["fingerprint"] if source is not None else None
+        record_start(workdir, environment(mesh), dataset.fingerprint, start, init_from, taught_by, say)
 
-    with StopFlag(checkpoints) as stop, contextlib.ExitStack() as at_end:
+        stop = at_end.enter_context(StopFlag(checkpoints))
         for manager in managers:
             at_end.callback(manager.close)
 

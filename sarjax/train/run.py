@@ -1,7 +1,9 @@
 """A run's directory: what it was told (config.json), what it ran on (manifest.json), and what it left.
 
-RUN/ config.json  manifest.json  spec.json  stats.json  metrics.jsonl  events/  checkpoints/  best/  teacher/
+RUN/ config.json  manifest.json  spec.json  stats.json  metrics.jsonl  events/  checkpoints/  best/  teacher/  lock
 """
+
+import contextlib
 
 import dataclasses
 import importlib.metadata
@@ -10,7 +12,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ from sarjax.config import Config, Experiment
 from sarjax.data.pipeline import labelled_split
 from sarjax.data.store import Dataset
 from sarjax.errors import UserError, unknown
-from sarjax.files import file_digest, write_atomically
+from sarjax.files import file_digest, held, write_atomically
 from sarjax.machine import visible_cores
 from sarjax.methods import build_method
 from sarjax.methods.record import Context, Head, Method, Schedule, Tree
@@ -34,6 +36,7 @@ PACKAGES = ("sarjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gra
 PRECISIONS = ("float32", "bfloat16")  # of `Experiment.precision`
 # What `claim` writes, in this order.
 CLAIMED = ("spec.json", "stats.json", "manifest.json", "config.json")
+LOCK = "lock"  # held by the process that trains the run
 _HALF_WRITTEN = re.compile(rf"\.({'|'.join(map(re.escape, CLAIMED))})\.\d+\.tmp")  # by `write_atomically`
 
 
@@ -87,43 +90,57 @@ def extended_to(workdir: Path, asked: int, steps: int) -> int:
 
 def _unclaimed(workdir: Path) -> bool:
     """Whether a directory is empty, or holds only what a start that died in `claim` leaves."""
-    names = {path.name for path in workdir.iterdir()}
+    names = {path.name for path in workdir.iterdir()} - {LOCK}
     whole = [name for name in CLAIMED[:-1] if name in names]
     return whole == list(CLAIMED[: len(whole)]) and all(map(_HALF_WRITTEN.fullmatch, names - set(whole)))
 
 
-def claim(workdir: Path, config: Config, dataset: Dataset, extended: int = 0) -> None:
-    """Writes what the run is into its directory, by process 0 while the others wait; UserError where that fails."""
+@contextlib.contextmanager
+def claim(workdir: Path, config: Config, dataset: Dataset, extended: int = 0) -> Iterator[None]:
+    """Writes what the run is into its directory, by process 0 while the others wait, and keeps it from other starts.
+
+    UserError where the directory cannot be written to, or another process is training the run.
+    """
     sync("resolved")  # nobody asks any more whether there is a run
-    if jax.process_index() == 0:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise UserError(f"cannot write to {workdir}: {e.strerror}; a writable --workdir would be accepted.") from e
-        if not (workdir / "config.json").exists() and _unclaimed(workdir):
-            for path in workdir.iterdir():  # left by a start that died here: of no run
-                path.unlink()
-        write_atomically(workdir / "spec.json", dataset.spec.to_json())
-        write_atomically(workdir / "stats.json", dataset.statistics.to_json())
-        manifest = read_manifest(workdir)
-        if extended:
-            manifest["extended_to"] = extended
-        weights = config.experiment.network.weights
-        if weights and "weights_sha256" not in manifest:
-            manifest["weights_sha256"] = file_digest(Path(weights))[1]
-        manifest.setdefault("tile", list(dataset.tile))
-        data = config.experiment.data
-        if data.labelled < 1:
-            drawn = labelled_split(len(dataset.split("train")), data.labelled, data.labelled_seed)[0].tolist()
-            if manifest.setdefault("labelled", drawn) != drawn:
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
                 raise UserError(
-                    f"{workdir} has learnt from the labels of other tiles than this version of numpy draws from the "
-                    "same seed; the version with which it began is accepted (manifest.json)."
-                )
-        write_manifest(workdir, manifest)
-        # Last: a directory without it holds no run.
-        write_atomically(workdir / "config.json", configs.to_json(config))
-    sync("claimed")
+                    f"cannot write to {workdir}: {e.strerror}; a writable --workdir would be accepted."
+                ) from e
+            stack.enter_context(held(workdir / LOCK, str(workdir)))
+            _describe(workdir, config, dataset, extended)
+        sync("claimed")
+        yield
+
+
+def _describe(workdir: Path, config: Config, dataset: Dataset, extended: int) -> None:
+    if not (workdir / "config.json").exists() and _unclaimed(workdir):
+        for path in workdir.iterdir():  # left by a start that died here: of no run
+            if path.name != LOCK:
+                path.unlink()
+    write_atomically(workdir / "spec.json", dataset.spec.to_json())
+    write_atomically(workdir / "stats.json", dataset.statistics.to_json())
+    manifest = read_manifest(workdir)
+    if extended:
+        manifest["extended_to"] = extended
+    weights = config.experiment.network.weights
+    if weights and "weights_sha256" not in manifest:
+        manifest["weights_sha256"] = file_digest(Path(weights))[1]
+    manifest.setdefault("tile", list(dataset.tile))
+    data = config.experiment.data
+    if data.labelled < 1:
+        drawn = labelled_split(len(dataset.split("train")), data.labelled, data.labelled_seed)[0].tolist()
+        if manifest.setdefault("labelled", drawn) != drawn:
+            raise UserError(
+                f"{workdir} has learnt from the labels of other tiles than this version of numpy draws from the "
+                "same seed; the version with which it began is accepted (manifest.json)."
+            )
+    write_manifest(workdir, manifest)
+    # Last: a directory without it holds no run.
+    write_atomically(workdir / "config.json", configs.to_json(config))
 
 
 def sync(what: str) -> None:

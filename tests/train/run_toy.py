@@ -5,6 +5,7 @@ run_toy.py WORKDIR STEPS PAUSE DEVICES [PROCESS PROCESSES PORT]
 
 import dataclasses
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ jax.config.update("jax_num_cpu_devices", devices)
 if len(sys.argv) > 5:
     process, processes, port = map(int, sys.argv[5:])
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", processes, process)
+    jax.distributed.initialize(f"127.0.0.1:{port}", processes, process, heartbeat_timeout_seconds=20)
 
 import toy  # noqa: E402
 
@@ -34,7 +35,16 @@ class Slow(loop.Terminal):
         time.sleep(pause)
 
 
-loop.Terminal = Slow
+class Dying(loop.Checkpoints):
+    """Killed when a checkpoint of a certain step has begun to be written."""
+
+    def save(self, step, *args):
+        super().save(step, *args)
+        if step == int(os.environ.get("DIE_SAVING", "0")) and self.directory.name == "checkpoints":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+loop.Terminal, loop.Checkpoints = Slow, Dying
 methods = {"toy": toy.Toy(), "scene_clustering": SceneClustering(clustering=Clustering(warmup=1))}
 method = methods[os.environ.get("METHOD", "toy")]
 config = toy.config(method, steps=steps)

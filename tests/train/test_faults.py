@@ -20,12 +20,13 @@ ROOT = HERE.parent.parent
 STEPS = 14
 
 
-def start(workdir, pause=0.0, devices=2, member=(), method="toy", prefetch=1):
+def start(workdir, pause=0.0, devices=2, member=(), method="toy", prefetch=1, die_saving=0):
     """The sarjax of this checkout, and what else the environment names."""
     paths = [str(ROOT), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {
         "METHOD": method,
         "PREFETCH": str(prefetch),
+        "DIE_SAVING": str(die_saving),
         "PYTHONPATH": os.pathsep.join(paths),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -56,7 +57,11 @@ def wait_for_step(workdir, step, process):
 def final(workdir):
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
     assert checkpoints.fault(STEPS) is None
-    return checkpoints.restore_step(STEPS, checkpoints.stored(STEPS))[0]
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    stored = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), checkpoints.stored(STEPS)
+    )
+    return checkpoints.restore_step(STEPS, stored)[0]
 
 
 def assert_same(a, b):
@@ -153,6 +158,42 @@ def test_damaged_newest_checkpoint(undisturbed, tmp_path):
     assert code == 0, err
     assert f"checkpoints/{newest} is damaged" in err
     assert_like(workdir, undisturbed)
+
+
+def test_killed_while_a_checkpoint_is_written(undisturbed, tmp_path):
+    """What is half-written is not taken for a checkpoint, and does not stay."""
+    workdir = tmp_path / "killed"
+    process = start(workdir, die_saving=8)
+    assert finish(process)[0] == -signal.SIGKILL
+    left = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert "8.digests.json" not in left
+    assert any(name.startswith("8") for name in left), "it had begun"
+    code, err = finish(start(workdir))
+    assert code == 0, err
+    assert_like(workdir, undisturbed)
+    assert not [path for path in (workdir / "checkpoints").iterdir() if "tmp" in path.name]
+
+
+def test_one_of_two_processes_is_killed(tmp_path):
+    """In mid-step. The other ends too, with an error; both together then come to the end that they would have."""
+
+    def both(workdir, pause=0.0):
+        port = free_port()
+        return [start(workdir, pause, devices=1, member=(p, 2, port)) for p in range(2)]
+
+    whole, workdir = tmp_path / "whole", tmp_path / "killed"
+    ends = [finish(process) for process in both(whole)]
+    assert [code for code, _ in ends] == [0, 0], ends
+    first, second = both(workdir, pause=0.15)
+    wait_for_step(workdir, 7, first)
+    second.send_signal(signal.SIGKILL)
+    assert finish(second)[0] == -signal.SIGKILL
+    assert finish(first)[0] not in (0, None)
+    assert Checkpoints(workdir / "checkpoints", read_only=True).steps()[-1] < STEPS
+    ends = [finish(process) for process in both(workdir)]
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert "not bit-identical" not in ends[0][1]
+    assert_like(workdir, whole)
 
 
 def test_two_processes_train_what_one_does(undisturbed, tmp_path):
