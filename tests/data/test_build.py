@@ -366,8 +366,10 @@ class TestJobs:
     @pytest.mark.parametrize("everyone", [True, False])
     def test_an_interrupt_ends_all(self, tmp_path, whu_source, everyone):
         """As Ctrl-C does, which goes to the workers too; and one that goes to the build alone."""
-        # Longer than all limits below: it is the interrupt that ends it. A loaded machine may take minutes.
-        script = WORKING.format(end="time.sleep(3600)")
+        # Longer than all limits below: it is the interrupt that ends it. A loaded machine may take minutes. Tests that
+        # a shell runs in its background would hand down that interrupts are ignored.
+        attend = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        script = attend + WORKING.format(end="time.sleep(3600)")
         command = [sys.executable, "-c", script, whu_source, tmp_path / "out"]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -202,7 +202,7 @@ def test_stopped_is_no_success(tmp_path, monkeypatch, capsys):
     outcome = experiments.Outcome(document | {"failures": {}, "rows": {}}, {}, True)
     monkeypatch.setattr(experiments, "reproduce", lambda plan, say: outcome)
     with pytest.raises(SystemExit) as e:
-        cli.main(["reproduce", "two", "--workdir", str(tmp_path)])
+        cli.main(["reproduce", "two", "--data", "ombria", "--workdir", str(tmp_path)])
     assert e.value.code == 143
     assert capsys.readouterr().out.startswith("# two on ombria")
 
