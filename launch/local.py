@@ -101,7 +101,7 @@ def watch(processes: list[subprocess.Popen], logs: Path, grace: float) -> int:
     failed, deadline = None, float("inf")
     with log_of(logs, 0).open("rb") as first:
         while True:
-            running = any(process.poll() is None for process in processes)
+            running = [process for process in processes if process.poll() is None]
             sys.stdout.buffer.write(first.read())
             sys.stdout.flush()
             bad = [i for i, process in enumerate(processes) if process.returncode]
@@ -112,7 +112,7 @@ def watch(processes: list[subprocess.Popen], logs: Path, grace: float) -> int:
                 tell(processes, signal.SIGKILL)
             if not running:
                 break
-            time.sleep(0.1)
+            time.sleep(0.05)
     if failed is None:
         return 0
     code = processes[failed].returncode

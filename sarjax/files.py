@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from sarjax.errors import UserError
@@ -25,3 +26,10 @@ def file_digest(path: Path) -> tuple[int, str]:
     """(size in bytes, sha256) of a file."""
     with path.open("rb") as f:
         return path.stat().st_size, hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def check_is_local(path: str | os.PathLike, instead: str) -> None:
+    """UserError that says what to do `instead` where `path` is an address, such as gs://bucket/folder."""
+    # As a path it has lost a slash, and would name a folder below the current one.
+    if re.match(r"[a-z][a-z0-9]+:/", os.fspath(path)):
+        raise UserError(f"{os.fspath(path)} is an address, not a folder of this machine: {instead}.")

@@ -11,6 +11,7 @@ from tyro.conf import FlagCreatePairsOff, Positional
 from sarjax.cli import common, distributed
 from sarjax.cli.common import note, print_json
 from sarjax.errors import UserError
+from sarjax.files import check_is_local
 from sarjax.machine import sharers, visible_cores
 
 
@@ -81,6 +82,7 @@ def _training(args: Sequence[str]) -> Callable[[], None] | None:
 
         config = dataclasses.replace(default, experiment=experiment, execution=execution)
         validate(config)
+        check_is_local(workdir, "a run needs a folder, which all machines share where there are several")
         if data == "synthetic" and not execution.data_dir:
             raise UserError(
                 "--data synthetic needs --data-dir, the folder of records that `sarjax data build whu_opt_sar` made of "

@@ -13,7 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from sarjax.train.checkpoint import Checkpoints
+from sarjax.config import Mesh
+from sarjax.train.mesh import make_mesh
+from sarjax.train.run import restore_run
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCAL = ROOT / "launch" / "local.py"
@@ -58,7 +60,12 @@ def ended(process, seconds=300):
 
 
 def log(logs, process):
-    return (logs / f"process-{process}.log").read_text()
+    return said((logs / f"process-{process}.log").read_text())
+
+
+def said(text):
+    """What is ours: gloo says whom it has found."""
+    return [line for line in text.splitlines() if not line.startswith("[Gloo]")]
 
 
 def wait_for(condition, process):
@@ -85,10 +92,10 @@ with ending_all(place):
 """
     code, out, err = ended(launch(4, tmp_path, *PYTHON, script))
     assert code == 0, err
-    first, second = out.splitlines()
+    first, second = said(out)
     assert first.startswith("distributed: process 0 of 4, coordinator 127.0.0.1:")
     assert second == "4 here, 8 devices: 6666.0"
-    assert "distributed" not in log(tmp_path, 1), "one of them talks"
+    assert log(tmp_path, 1) == [], "one of them talks"
 
 
 def test_one_that_fails_ends_all(tmp_path):
@@ -101,17 +108,15 @@ if os.environ["JAX_PROCESS_ID"] == "2":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 time.sleep(600)
 """
-    began = time.monotonic()
-    code, _, err = ended(launch(3, tmp_path, *PYTHON, script), seconds=100)
+    code, _, err = ended(launch(3, tmp_path, *PYTHON, script))
     assert code == 7
-    assert time.monotonic() - began < 60
     assert "process 1 of 3 ended with exit code 7" in err
     assert err.splitlines()[-1] == "  what went wrong"
 
 
 def test_a_killed_one_ends_all(tmp_path):
     script = "import os, time\nif os.environ['JAX_PROCESS_ID'] == '0': os.kill(os.getpid(), 9)\ntime.sleep(600)"
-    code, _, err = ended(launch(2, tmp_path, *PYTHON, script), seconds=100)
+    code, _, err = ended(launch(2, tmp_path, *PYTHON, script))
     assert code == 128 + signal.SIGKILL
     assert "process 0 of 2 ended by SIGKILL" in err
 
@@ -128,10 +133,10 @@ time.sleep(600)
     logs = [tmp_path / f"process-{i}.log" for i in range(2)]
     wait_for(lambda: all(path.exists() and "ready" in path.read_text() for path in logs), process)
     process.send_signal(number)
-    code, out, err = ended(process, seconds=100)
+    code, out, err = ended(process, seconds=300)
     assert code == 0, err
     assert out.split() == ["ready", "saved"]
-    assert log(tmp_path, 1).split() == ["ready", "saved"]
+    assert log(tmp_path, 1) == ["ready", "saved"]
 
 
 def test_shares_of_gpus(tmp_path, monkeypatch):
@@ -139,7 +144,7 @@ def test_shares_of_gpus(tmp_path, monkeypatch):
     command = [sys.executable, LOCAL, "-n", "2", "--logs", tmp_path, "--", *PYTHON]
     print_it = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
     subprocess.run([*command, print_it], check=True, capture_output=True)
-    assert [log(tmp_path, i).strip() for i in range(2)] == ["4,5", "6,7"]
+    assert [log(tmp_path, i) for i in range(2)] == [["4,5"], ["6,7"]]
     command[3] = "3"
     done = subprocess.run([*command, print_it], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -172,7 +177,7 @@ with ending_all(place):
         )
         for i in range(2)
     ]
-    (code, _, err), (other, _, _) = (ended(process, seconds=200) for process in processes)
+    (code, _, err), (other, _, _) = (ended(process, seconds=300) for process in processes)
     assert code == 2
     assert err.splitlines()[-1] == "sarjax, process 0 of 2: no room."
     assert other != 0
@@ -184,10 +189,11 @@ SHRINK = [
 ]
 
 
-def final(workdir, step):
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    assert checkpoints.fault(step) is None
-    return checkpoints.restore_step(step, checkpoints.stored(step))[0]
+def final(workdir):
+    """As any later verb reads it, in one process on one device."""
+    run = restore_run(workdir, make_mesh(Mesh(1, 1, 1)), checkpoint="last")
+    assert run.step == 3
+    return jax.tree.leaves((run.params, run.stats))
 
 
 def test_two_train_what_one_does(fake_records, tmp_path):
@@ -199,8 +205,8 @@ def test_two_train_what_one_does(fake_records, tmp_path):
         assert code == 0, err
     assert "distributed: process 0 of 2, coordinator 127.0.0.1:" in out
     assert "step 3/3" in out
-    assert log(tmp_path / "logs two", 1) == ""
-    for a, b in zip(*(jax.tree.leaves(final(tmp_path / name, 3)["params"]) for name in ("one", "two")), strict=True):
+    assert log(tmp_path / "logs two", 1) == []
+    for a, b in zip(*(final(tmp_path / name) for name in ("one", "two")), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     code, out, err = ended(launch(2, tmp_path / "logs again", *train[:-2], "--extend-steps", 4))
     assert code == 0, err

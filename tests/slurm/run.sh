@@ -108,8 +108,8 @@ import json, sys
 starts = json.load(open(f"{sys.argv[1]}/manifest.json"))["starts"]
 print([{key: start[key] for key in ("step", "processes", "devices")} for start in starts])
 END
-say "a step of which one task fails ends: the second process has no records"
-export WORKDIR=$work/run2 OPTIONS="$OPTIONS --no-such-option"
+say "a wrong command: said by the first task alone, and not queued again"
+export OPTIONS="$OPTIONS --no-such-option"
 sbatch --wait --nodes=2 --ntasks-per-node=1 --cpus-per-task=1 --gpus-per-node=0 --time=60 --output="$work/bad.out" \
     "$root/launch/slurm.sbatch" || echo "exit code $?"
 cat "$work/bad.out"
