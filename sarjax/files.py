@@ -6,6 +6,9 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator
+
+
+import re
 from pathlib import Path
 
 from sarjax.errors import UserError
@@ -63,3 +66,10 @@ def held(path: Path, what: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def check_is_local(path: str | os.PathLike, instead: str) -> None:
+    """UserError that says what to do `instead` where `path` is an address, such as gs://bucket/folder."""
+    # As a path it has lost a slash, and would name a folder below the current one.
+    if re.match(r"[a-z][a-z0-9]+:/", os.fspath(path)):
+        raise UserError(f"{os.fspath(path)} is an address, not a folder of this machine: {instead}.")

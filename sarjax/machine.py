@@ -5,9 +5,13 @@ import platform
 from pathlib import Path
 
 
-def visible_cores() -> int:
-    """Cores that this process may use; at least 1."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def visible_cores(sharing: int = 1) -> int:
+    """Cores that this process may use; at least 1. sharing: processes of one job on this machine, in case its
+    scheduler gives them all of the machine's cores together.
+    """
+    there = os.cpu_count() or 1
+    visible = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
+    return max(1, min(visible, there // sharing))
 
 
 def sharers(rows: int, devices: int) -> int:

@@ -1,15 +1,17 @@
 """Verbs of a run: recipes, train, eval, show, report."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from sarjax.cli import common
+from sarjax.cli import common, distributed
 from sarjax.cli.common import note, print_json
 from sarjax.errors import UserError
+from sarjax.files import check_is_local
 from sarjax.machine import sharers, visible_cores
 
 
@@ -23,6 +25,14 @@ def recipes_verb(args: Sequence[str]) -> None:
 
 def train_verb(args: Sequence[str]) -> None:
     """Train a recipe; the same command goes on where a run stopped"""
+    with distributed.said_once(tuple(args)):
+        start = _training(args)
+    if start is not None:
+        start()
+
+
+def _training(args: Sequence[str]) -> Callable[[], None] | None:
+    """What trains as `args` say; None where they ask for help."""
     from sarjax import recipes
     from sarjax.recipes import tables
 
@@ -35,7 +45,7 @@ def train_verb(args: Sequence[str]) -> None:
             print("RECIPE may also be a run's config.json: its values are then the defaults of a run of the same data.")
             print("`sarjax train RECIPE --help` lists the fields; the recipes are:\n")
             recipes_verb([])
-            return
+            return None
         raise UserError(f"sarjax train needs a recipe first: {', '.join(recipes.RECIPES)}, or a run's config.json.")
     name, rest = args[0], list(args[1:])
     data, rest = _taken("data", rest, tables.DATA)
@@ -52,7 +62,8 @@ def train_verb(args: Sequence[str]) -> None:
         teacher: Path | None = None,
         init_from: Path | None = None,
         extend_steps: int = 0,
-    ) -> None:
+        distributed: Literal["auto", "off", "on"] = "auto",
+    ) -> Callable[[], None]:
         """Train a recipe; the same command goes on where a run stopped.
 
         Args:
@@ -62,6 +73,8 @@ def train_verb(args: Sequence[str]) -> None:
             teacher: directory of the trained run that teaches this one.
             init_from: directory of a run whose parameters a new run starts from.
             extend_steps: go on to this many steps: the one allowed change of an existing run.
+            distributed: train as one of the processes that SLURM, Open MPI, Kubernetes, a TPU slice or launch/local.py
+                started. auto: where there is more than one. on: an error where no launcher is found. off: never.
         """
         import dataclasses
 
@@ -69,25 +82,32 @@ def train_verb(args: Sequence[str]) -> None:
 
         config = dataclasses.replace(default, experiment=experiment, execution=execution)
         validate(config)
+        check_is_local(workdir, "a run needs a folder, which all machines share where there are several")
         if data == "synthetic" and not execution.data_dir:
             raise UserError(
                 "--data synthetic needs --data-dir, the folder of records that `sarjax data build whu_opt_sar` made of "
                 "made-up scenes."
             )
-        common.devices(_host_devices(workdir, config))
-        from sarjax.train.loop import train as run
-
         for what, path in (("--teacher", teacher), ("--init-from", init_from)):
             known = what == "--teacher" and (workdir / "teacher").is_dir()  # copied: its own run may be gone
             if path is not None and not known and not (path / "config.json").is_file():
                 raise UserError(f"{what} {path} holds no run; a directory made by `sarjax train` is accepted.")
-        run(config, workdir, teacher=teacher, init_from=init_from, extend_steps=extend_steps, say=note)
+        return partial(_train, config, workdir, distributed, teacher, init_from, extend_steps)
 
     recipe = recipes.RECIPES.get(default.recipe.split("+")[0])
     doc = (recipe and recipe.__doc__) or ""
-    tyro.cli(
+    return tyro.cli(
         tyro.conf.configure(tyro.conf.AvoidSubcommands)(train), prog=f"sarjax train {name}", description=doc, args=rest
     )
+
+
+def _train(config: Any, workdir: Path, mode: str, teacher: Path | None, init_from: Path | None, extend: int) -> None:
+    place, say = distributed.join(mode)
+    with distributed.ending_all(place):
+        common.devices(_host_devices(workdir, config, place))
+        from sarjax.train.loop import train
+
+        train(config, workdir, teacher=teacher, init_from=init_from, extend_steps=extend, say=say)
 
 
 def _exchanged(default: Any, part: str, args: list[str]) -> tuple[Any, list[str]]:
@@ -143,8 +163,10 @@ def _default(name: str, data: str, preset: str) -> Any:
     return config.read(Path(name))
 
 
-def _host_devices(workdir: Path, config: Any) -> int:
-    """CPU devices of a run: as at its first start; else as asked; else one per core that the batch can be cut over."""
+def _host_devices(workdir: Path, config: Any, place: distributed.Place) -> int:
+    """CPU devices of this process. Of the run: as at its first start; else as asked; else one per core that the batch
+    can be cut over.
+    """
     from sarjax.train.run import read_manifest
 
     asked = config.execution.host_devices
@@ -154,10 +176,16 @@ def _host_devices(workdir: Path, config: Any) -> int:
             f"{workdir} runs on {fixed} host devices since its first start, not {asked}: leave --host-devices out, or "
             "use another --workdir."
         )
-    if fixed or asked:
-        return fixed or asked
-    rows = config.experiment.batch_size // max(1, config.experiment.accumulate)
-    return sharers(rows, visible_cores())
+    if total := fixed or asked:
+        if total % place.processes:
+            why = f"{workdir} runs on {total} since its first start" if fixed else f"--host-devices is {total}"
+            raise UserError(
+                f"{why}: {place.processes} processes cannot share {total} host devices equally; a number of processes "
+                "that divides them is accepted."
+            )
+        return total // place.processes
+    rows = config.experiment.batch_size // max(1, config.experiment.accumulate) // place.processes
+    return sharers(rows, visible_cores(place.here))
 
 
 def evaluate(

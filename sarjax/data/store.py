@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sarjax.errors import UserError, unknown
+from sarjax.files import check_is_local
 from sarjax.spec import DatasetSpec, Statistics
 
 SPEC_FILE, STATISTICS_FILE, INFO_FILE, FEATURES_FILE = "spec.json", "stats.json", "dataset_info.json", "features.json"
@@ -129,8 +130,10 @@ class Dataset:
 
 
 def data_root(data_dir: str | os.PathLike | None = None) -> Path:
-    """Where built data sets are: `data_dir`, else $SARJAX_DATA_DIR, else ~/sarjax_data."""
-    return Path(data_dir or os.environ.get("SARJAX_DATA_DIR") or "~/sarjax_data").expanduser()
+    """Where built data sets are: `data_dir`, else $SARJAX_DATA_DIR, else ~/sarjax_data. UserError for a bucket."""
+    root = data_dir or os.environ.get("SARJAX_DATA_DIR") or "~/sarjax_data"
+    check_is_local(root, "records are read by random access; build in a folder, and copy from a bucket into one first")
+    return Path(root).expanduser()
 
 
 def open_dataset(name: str, config: str = "", data_dir: str | os.PathLike | None = None) -> Dataset:

@@ -21,9 +21,9 @@ STREAMS = {
 }
 
 
-def make(process=0, processes=1, seed=3):
+def make(process=0, processes=1, seed=3, tiles=TILES):
     return Batches(
-        TILES,
+        tiles,
         STREAMS,
         batch_size=8,
         seed=seed,
@@ -44,6 +44,39 @@ def test_rows_are_those_of_one_process(processes):
                 np.testing.assert_array_equal(
                     rows, np.concatenate([p[step][name][key] for p in parts]), f"{name} {key}"
                 )
+
+
+class Watched(list):
+    """Tiles that remember which of them were read."""
+
+    def __getitem__(self, i):
+        self.read.append(i)
+        return super().__getitem__(i)
+
+    def since(self):
+        read, self.read = self.read, []
+        return read
+
+    read = ()
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_process_reads_its_own_rows_only(processes):
+    """Of a training batch, of all streams, and of an evaluation batch."""
+    whole = make()
+    for process in range(processes):
+        tiles = Watched(TILES)
+        tiles.since()
+        mine = make(process, processes, tiles=tiles)
+        assert tiles.since() == [], "none before the first batch"
+        for step in (0, 3):
+            mine[step]
+            parts = (np.split(whole.indices(step, name), processes)[process] for name in STREAMS)
+            assert tiles.since() == [int(i) for part in parts for i in part]
+        batches = evaluation_batches(tiles, 4, process=process, processes=processes)
+        for first, _ in zip(range(0, 12, 4), batches, strict=False):
+            rows = 4 // processes
+            assert tiles.since() == list(range(first + process * rows, first + (process + 1) * rows))
 
 
 @pytest.mark.parametrize("start", [0, 1, 7])

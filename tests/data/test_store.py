@@ -4,12 +4,13 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sarjax.data.build import build
-from sarjax.data.store import available, open_dataset, open_directory
+from sarjax.data.store import available, data_root, open_dataset, open_directory
 from sarjax.errors import UserError
 
 
@@ -176,6 +177,19 @@ def test_the_default_configuration_and_the_newest_version(whu, ombria, tmp_path)
     for version in ("1.0.0", "1.9.0", "1.10.0", ".1.11.0"):
         shutil.copytree(ombria[1].directory, tmp_path / "ombria" / version)
     assert open_dataset("ombria", data_dir=tmp_path).directory.name == "1.10.0"
+
+
+@pytest.mark.parametrize("bucket", ["gs://bucket/records", Path("gs://bucket/records"), "s3://bucket"])
+def test_a_bucket_is_no_folder(bucket, tmp_path, monkeypatch):
+    """It would otherwise be a folder called gs: below the current one."""
+    with pytest.raises(UserError, match="copy from a bucket"):
+        open_dataset("ombria", data_dir=bucket)
+    with pytest.raises(UserError, match="copy from a bucket"):
+        build("ombria", tmp_path, bucket)
+    monkeypatch.setenv("SARJAX_DATA_DIR", str(bucket))
+    with pytest.raises(UserError, match="copy from a bucket"):
+        data_root()
+    assert data_root(tmp_path / "gs:" / "x") == tmp_path / "gs:" / "x"
 
 
 def test_the_fingerprint_is_of_the_contents(ombria, tmp_path):
