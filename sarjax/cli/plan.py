@@ -110,7 +110,7 @@ def _planned(
     tiles: int,
     limit: int,
 ) -> dict[str, Any]:
-    """The plan of a configuration, and what was assumed for it as "notes". given: whether the batch was asked for."""
+    """The plan of a configuration. given: whether the batch was asked for."""
     import dataclasses
 
     import jax
@@ -137,11 +137,9 @@ def _planned(
     if teacher:
         taught, said = _teacher(teacher, data, experiment, known)
         notes.append(said)
-    for line in notes:
-        note(line)
-    asked = Asked(experiment, known, sizes, KINDS[kind], taught, efficiency)
+    asked = Asked(experiment, known, sizes, KINDS[kind], taught, efficiency, tuple(notes))
     with common.stoppable("nothing was written"):
-        return {"recipe": config.recipe, "notes": notes} | plan(asked, limit=limit, say=note)
+        return {"recipe": config.recipe} | plan(asked, limit=limit, say=note)
 
 
 def _teacher(name: str, data: str, experiment: Any, known: Any) -> tuple[Any, str]:

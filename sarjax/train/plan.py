@@ -51,7 +51,10 @@ CAVEAT = "Nothing of this was compared with a real pod or cluster."
 
 
 class Asked(NamedTuple):
-    """What is to be planned. data: a data set, or `Described`; sizes: of the whole mesh, {axis: devices}."""
+    """What is to be planned. data: a data set, or `Described`; sizes: of the whole mesh, {axis: devices}.
+
+    notes: what was assumed, for who reads the plan.
+    """
 
     experiment: Experiment
     data: Any
@@ -59,6 +62,7 @@ class Asked(NamedTuple):
     kind: DeviceKind
     teacher: Teacher | None = None
     efficiency: float = EFFICIENCY
+    notes: tuple[str, ...] = ()
 
 
 def small_mesh(sizes: Mapping[str, int], limit: int) -> dict[str, int]:
@@ -95,6 +99,9 @@ def plan(asked: Asked, *, limit: int = 8, say: Callable[[str], None] = print) ->
     method, _ = planned_method(experiment, asked.data, asked.teacher)
     rows = {name: round(s.rows * experiment.batch_size) for name, s in method.streams.items()}
     check_shares(rows, asked.data.tile[0], sizes, experiment)
+
+    for line in asked.notes:
+        say(line)
 
     # ------------------------------------------------ exact, by the sharding rules
     mesh = abstract_mesh(sizes)
@@ -153,10 +160,11 @@ def plan(asked: Asked, *, limit: int = 8, say: Callable[[str], None] = print) ->
     seconds["step"] = max(seconds["computing"], seconds["memory"]) + seconds["sending"]
     slope = (larger.temporaries - program.temporaries) / unit
     return {
+        "notes": list(asked.notes),
         "batch": experiment.batch_size,
         "devices": math.prod(sizes.values()),
         "mesh": sizes,
-        "kind": kind._asdict(),
+        "kind": {key: list(v) if isinstance(v, tuple) else v for key, v in kind._asdict().items()},
         "precision": experiment.precision,
         "compiled": {"exactly": small == sizes, "programs": compiled, "jax": jax.__version__},
         "memory": memory,

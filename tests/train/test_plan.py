@@ -75,14 +75,15 @@ def toy_plan():
         optimizer = config.Optimizer(name="adamw", ema=0.9)
         experiment = toy.config(toy.Toy(), optimizer=optimizer, batch_size=16).experiment
         said = []
-        asked = Asked(experiment, DATA, axes(2, 4), KINDS["h100"])
+        asked = Asked(experiment, DATA, axes(2, 4), KINDS["h100"], notes=("toys",))
         found = plan(asked, limit=4, say=said.append)
         return found, compile_step(experiment, DATA, make_mesh(config.Mesh(2, 4))), said
 
 
 def test_a_plan_is_what_the_compiler_says(toy_plan):
     found, real, said = toy_plan
-    assert [line.split(",")[0] for line in said] == ["compiling the step for data 2 x fsdp 2"] * 2
+    assert said[0] == "toys"
+    assert [line.split(",")[0] for line in said[1:]] == ["compiling the step for data 2 x fsdp 2"] * 2
     assert not found["compiled"]["exactly"]
     memory = found["memory"]
     for name, tree in {
@@ -131,7 +132,7 @@ def test_the_largest_batch_fits_and_one_row_more_does_not(toy_plan):
     rows = largest["rows_per_device"]
     assert at(rows) <= usable * 1.001
     assert at(rows + 1) > usable * 0.999
-    tight = plans._largest(found["memory"] | {"usable": 0}, 1e6, 2, 8, 1)
+    tight = plans._largest(found["memory"] | {"usable": 0}, 1.0, 2, 8, 1)
     assert (tight["rows_per_device"], tight["batch"]) == (0, 0)
 
 
@@ -217,8 +218,8 @@ def test_kinds_are_complete():
 
 
 SMALL = [
-    *("--network.width", "0.0625", "--network.stages", "1", "--augment.crop", "32", "--no-augment.flip"),
-    *("--no-augment.rotate", "--optimizer.name", "adamw"),
+    *("--network.width", "0.0625", "--network.stages", "1", "--augment.crop", "32", "--augment.no-flip"),
+    *("--augment.no-rotate", "--optimizer.name", "adamw"),
 ]
 
 
