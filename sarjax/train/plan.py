@@ -15,6 +15,7 @@ import jax
 
 from sarjax import config as configs
 from sarjax.config import Experiment
+from sarjax.errors import UserError
 from sarjax.methods.record import Teacher
 from sarjax.train.collectives import ring
 from sarjax.train.devices import DeviceKind
@@ -41,8 +42,9 @@ ESTIMATES: dict[str, str] = {
     "reduce and scatter, so there it is an upper bound",
     "rows": "estimate: what grows with the number of devices that share rows goes on along a line through two small "
     "meshes",
-    "flops": "estimate: XLA's count of the small mesh's program, a multiply-accumulate counting 2; the body of a loop "
-    "counts once, and everything `accumulate` times",
+    "flops": "estimate: XLA's counts of operations and of bytes touched in the small mesh's program, a "
+    "multiply-accumulate counting 2; the body of a loop counts once, and everything `accumulate` times; with a larger "
+    "fsdp a device updates less than is counted",
     "time": "model: max(flops / (peak x efficiency), bytes / bandwidth), and then what is sent over the slower of the "
     "links it takes, in rings, nothing overlapped, without latency, input or evaluation",
     "largest batch": "estimate: temporaries on a line through two batch sizes, up to the memory that is usable",
@@ -68,19 +70,29 @@ class Asked(NamedTuple):
 def small_mesh(sizes: Mapping[str, int], limit: int) -> dict[str, int]:
     """The mesh of at most `limit` devices that is most like `sizes`.
 
-    An axis that is longer than 1 stays so, where that is possible; space stays whole before fsdp, fsdp before data,
-    since a device's part of a tile and of a kernel shape its program, and the number of rows elsewhere does not.
+    An axis that is longer than 1 stays so; space stays whole before fsdp, fsdp before data, since a device's part of a
+    tile and of a kernel shape its program, and the number of rows elsewhere does not. UserError for too few devices.
     """
     divisors = {axis: [n for n in range(1, min(sizes[axis], limit) + 1) if sizes[axis] % n == 0] for axis in AXES}
     fits = [
         {"data": d, "fsdp": f, "space": s}
-        for d in divisors["data"]
+        for d in range(1, min(sizes["data"], limit) + 1)
         for f in divisors["fsdp"]
         for s in divisors["space"]
         if d * f * s <= limit
     ]
-    alike = lambda m: sum((m[axis] > 1) == (sizes[axis] > 1) for axis in AXES)  # noqa: E731
-    return max(fits, key=lambda m: (alike(m), m["space"], m["fsdp"], m["data"]))
+    if not (alike := [m for m in fits if all((m[axis] > 1) == (sizes[axis] > 1) for axis in AXES)]):
+        least = (min(2, sizes["data"]), *(_divisor(sizes[axis]) for axis in ("fsdp", "space")))
+        raise UserError(
+            f"--compile-devices is {limit}, too few for a mesh with the axes of data {sizes['data']} x fsdp "
+            f"{sizes['fsdp']} x space {sizes['space']}; {math.prod(least)} or more are accepted."
+        )
+    return max(alike, key=lambda m: (m["space"], m["fsdp"], m["data"]))
+
+
+def _divisor(n: int) -> int:
+    """The smallest divisor above 1; 1 of 1."""
+    return next((d for d in range(2, n + 1) if n % d == 0), 1)
 
 
 def fitting_batch(experiment: Experiment, sizes: Mapping[str, int]) -> int:

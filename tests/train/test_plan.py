@@ -41,10 +41,10 @@ def axes(data, fsdp=1, space=1):
         (axes(32, 8), 8, axes(2, 4)),
         (axes(64, 2, 2), 8, axes(2, 2, 2)),
         (axes(1, 256), 8, axes(1, 8)),
-        (axes(3, 4), 8, axes(3, 2)),
-        (axes(5, 4), 8, axes(1, 4)),
+        (axes(3, 4), 8, axes(2, 4)),
+        (axes(11), 8, axes(8)),
+        (axes(5, 9), 8, axes(2, 3)),
         (axes(2, 4), 8, axes(2, 4)),
-        (axes(4, 2), 1, axes(1)),
         (axes(8, 4, 8), 8, axes(2, 2, 2)),
     ],
 )
@@ -270,6 +270,8 @@ def test_what_is_refused(tmp_path, capsys):
         tmp_path,
     )
     assert "--efficiency is 2" in fails(capsys, "plan", "whu_fcn", *ask, "--efficiency", "2")
+    few = fails(capsys, "plan", "whu_fcn", *ask, "--mesh.fsdp", "4", "--compile-devices", "2")
+    assert "--compile-devices is 2, too few for a mesh with the axes of data 2 x fsdp 4 x space 1; 4 or more" in few
     assert "--compile-devices is 0" in fails(capsys, "plan", "whu_fcn", *ask, "--compile-devices", "0")
     assert "needs a teacher" in fails(capsys, "plan", "dhfa_student", *ask, "--batch-size", "32")
     assert "neither a run's directory nor a recipe" in fails(
