@@ -68,9 +68,8 @@ class Collective(NamedTuple):
 def collectives(program: str) -> list[Collective]:
     """The collectives in a compiled program's text (`compiled.as_text()`), an entry for each array.
 
-    One that the compiler has split into a start and an end counts once; one that a TPU's compiler has spread over several
-    fusions (`chain_id`) is an entry in each of them. ValueError for a description of groups that is
-    not known.
+    One that the compiler has split into a start and an end counts once; one that a TPU's compiler has spread over
+    several fusions (`chain_id`) is an entry in each. ValueError for a description of groups that is not known.
     """
     total, here, entry = _devices(program), "", ""
     found: list[tuple[str, Collective]] = []

@@ -112,6 +112,7 @@ def plan(asked: Asked, *, limit: int = 8, say: Callable[[str], None] = print) ->
     rows = {name: round(s.rows * experiment.batch_size) for name, s in method.streams.items()}
     check_shares(rows, asked.data.tile[0], sizes, experiment)
 
+    small = small_mesh(sizes, limit)
     for line in asked.notes:
         say(line)
 
@@ -130,7 +131,6 @@ def plan(asked: Asked, *, limit: int = 8, say: Callable[[str], None] = print) ->
     memory: dict[str, Any] = {name: device_bytes(tree) for name, tree in held.items()}
 
     # ------------------------------------------------------ compiled, on a small mesh
-    small = small_mesh(sizes, limit)
     unit = experiment.batch_size // shards  # of a device
     compiled: list[dict[str, Any]] = []
 
