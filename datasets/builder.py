@@ -21,6 +21,7 @@ from sarjax_datasets import rows, workers
 from sarjax import raster
 from sarjax.data.layout import NO_OPTIONS, Layout, Options, Problem, check_scene, off_scale
 from sarjax.errors import UserError, unknown
+from sarjax.spec import DatasetSpec
 
 SHARD_BYTES = 256 << 20
 SAID = 10
@@ -54,6 +55,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         What is wrong with the files is in `Layout.problems`. config: "" = the default. UserError for a configuration
         that is not there and for options that name nothing.
         """
+
+    @classmethod
+    def declared(cls, config: str = "") -> tuple[DatasetSpec, int] | None:
+        """(spec, side of the tiles) that records of a configuration will have; None where only the files say it."""
+        return None
 
     @classmethod
     def tfds_config(cls, config: str, layout: Layout) -> Any:

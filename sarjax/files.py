@@ -5,10 +5,8 @@ import fcntl
 import hashlib
 import os
 import platform
-from collections.abc import Iterator
-
-
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from sarjax.errors import UserError

@@ -96,6 +96,11 @@ class Builder(builder.Builder):
         return KINDS[builder.known_config(cls, config)].spec or SPEC
 
     @classmethod
+    def declared(cls, config: str = "") -> tuple[DatasetSpec, int] | None:
+        spec = KINDS[builder.known_config(cls, config)].spec
+        return spec and (spec, SIDE)
+
+    @classmethod
     def layout(cls, source: Path, config: str = "", options: Options = NO_OPTIONS) -> Layout:
         """See the base. Of `pairs`, the first header that can be read says bands and dtype."""
         kind = KINDS[builder.known_config(cls, config)]

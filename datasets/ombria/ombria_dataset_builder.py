@@ -40,6 +40,11 @@ class Builder(builder.Builder):
         return SPEC
 
     @classmethod
+    def declared(cls, config: str = "") -> tuple[DatasetSpec, int]:
+        builder.known_config(cls, config)
+        return SPEC, SIDE
+
+    @classmethod
     def layout(cls, source: Path, config: str = "", options: Options = NO_OPTIONS) -> Layout:
         builder.known_config(cls, config)
         scenes: list[Scene] = []

@@ -86,6 +86,10 @@ class Builder(builder.Builder):
         return dataclasses.replace(SPEC, dates=CUTS[builder.known_config(cls, config)].dates)
 
     @classmethod
+    def declared(cls, config: str = "") -> tuple[DatasetSpec, int]:
+        return cls.spec_of(config), CUTS[builder.known_config(cls, config)].tile
+
+    @classmethod
     def layout(cls, source: Path, config: str = "", options: Options = NO_OPTIONS) -> Layout:
         cut = CUTS[builder.known_config(cls, config)]
         found, problems, known = _scenes(source, cut.dates)

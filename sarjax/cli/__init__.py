@@ -13,6 +13,7 @@ from sarjax.cli.bench import bench_verb
 from sarjax.cli.common import Verb, command, dispatch, note, print_json
 from sarjax.cli.data import data_verb
 from sarjax.cli.maps import export, predict
+from sarjax.cli.plan import plan_verb
 from sarjax.cli.tables import reproduce
 from sarjax.cli.training import evaluate, recipes_verb, report, show, train_verb
 from sarjax.errors import UserError
@@ -81,6 +82,7 @@ VERBS: dict[str, Verb] = {
     "demo": command("demo", demo),
     "data": data_verb,
     "recipes": recipes_verb,
+    "plan": plan_verb,
     "train": train_verb,
     "eval": command("eval", evaluate),
     "show": command("show", show),

@@ -1,14 +1,14 @@
 """Between the records and the step: which arrays, on which devices, in what order."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from sarjax.config import Config
+from sarjax.config import Config, Experiment
 from sarjax.data.pipeline import Batches, evaluation_batches, labelled_split
 from sarjax.data.store import Dataset
 from sarjax.errors import UserError
@@ -28,7 +28,7 @@ def make_batches(method: Method, dataset: Dataset, config: Config, mesh: jax.sha
             "learns from labels: records with labels would be accepted."
         )
     batches = Batches(
-        dataset.split("train", modalities=training_modalities(method, dataset, config)),
+        dataset.split("train", modalities=training_modalities(method, dataset, experiment)),
         method.streams,
         batch_size=experiment.batch_size,
         seed=experiment.seed,
@@ -45,20 +45,26 @@ def make_batches(method: Method, dataset: Dataset, config: Config, mesh: jax.sha
             f"{data.labelled_seed} has a labelled pixel; a larger share or another experiment.data.labelled_seed is "
             "accepted."
         )
-    for name, rows in batches.rows.items():
-        unit = row_shards(mesh) * experiment.accumulate
-        if rows % unit:
-            raise UserError(
-                f"stream {name!r} has {rows} rows in a batch, which {row_shards(mesh)} devices with "
-                f"{experiment.accumulate} microbatches cannot share equally; a multiple of {unit} is accepted."
-            )
-    height = np.shape(batches.tiles[0]["label"])[0] if not experiment.augment.crop else experiment.augment.crop
-    if height % mesh.shape["space"]:
-        raise UserError(
-            f"execution.mesh.space is {mesh.shape['space']}, which does not divide images of {height} lines; a divisor "
-            "is accepted."
-        )
+    check_shares(batches.rows, np.shape(batches.tiles[0]["label"])[0], mesh.shape, experiment)
     return batches
+
+
+def check_shares(rows: Mapping[str, int], height: int, sizes: Mapping[str, int], experiment: Experiment) -> None:
+    """UserError when {stream: rows} or the lines of a tile cannot be shared equally by a mesh {axis: devices}."""
+    shards = sizes["data"] * sizes["fsdp"]
+    unit = shards * experiment.accumulate
+    for name, count in rows.items():
+        if count % unit or not count:
+            raise UserError(
+                f"stream {name!r} has {count} rows in a batch, which {shards} devices with {experiment.accumulate} "
+                f"microbatches cannot share equally; a multiple of {unit} is accepted."
+            )
+    height = experiment.augment.crop or height
+    if height % sizes["space"]:
+        raise UserError(
+            f"execution.mesh.space is {sizes['space']}, which does not divide images of {height} lines; a divisor is "
+            "accepted."
+        )
 
 
 def modalities(keys: tuple[str, ...], dataset: Dataset, who: str) -> tuple[str, ...]:
@@ -71,8 +77,8 @@ def modalities(keys: tuple[str, ...], dataset: Dataset, who: str) -> tuple[str, 
     return tuple(name for name in names if name in keys)
 
 
-def training_modalities(method: Method, dataset: Dataset, config: Config) -> tuple[str, ...]:
-    return modalities(method.requires, dataset, f"method {config.experiment.method.NAME!r}")
+def training_modalities(method: Method, dataset: Dataset, experiment: Experiment) -> tuple[str, ...]:
+    return modalities(method.requires, dataset, f"method {experiment.method.NAME!r}")
 
 
 def host_tables(method: Method, memory: Any) -> dict[str, np.ndarray]:
@@ -83,7 +89,7 @@ def host_tables(method: Method, memory: Any) -> dict[str, np.ndarray]:
 
 def refreshed(method: Method, state: TrainState, dataset: Dataset, config: Config, mesh: Any, epoch: int) -> TrainState:
     """`state` with its memory rebuilt from the training split."""
-    split = dataset.split("train", modalities=training_modalities(method, dataset, config))
+    split = dataset.split("train", modalities=training_modalities(method, dataset, config.experiment))
     memory = method.refresh(state.params, state.stats, state.memory, Passes(split, config, mesh), epoch)
     return state.replace(memory=jax.tree.map(lambda new, old: place(new, old.sharding), memory, state.memory))
 

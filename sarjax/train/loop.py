@@ -23,8 +23,8 @@ from sarjax.train.loggers import MetricsFile, TensorBoard, Terminal, summary
 from sarjax.train.mesh import abstract_batch, make_mesh, place, put_batch, replicated
 from sarjax.train.optimizer import learning_rate, make_optimizer
 from sarjax.train.run import claim, environment, extended_to, make_schedule, newest_whole, record_start, resolve
-from sarjax.train.state import TrainState, abstract_state, born_sharded, keys
-from sarjax.train.step import make_step
+from sarjax.train.state import TrainState, abstract_state, born_sharded
+from sarjax.train.step import jit_step
 from sarjax.train.stop import StopFlag
 
 
@@ -114,10 +114,7 @@ def train(
             at_end.callback(manager.close)
 
         # ------------------------------------------------------------------- step
-        step_key = keys(experiment.seed)["step"]
-        step = make_step(method, optimizer, rate, key=step_key, accumulate=experiment.accumulate, ema=ema)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+        jitted = jit_step(method, experiment, rate, abstract)
         example = abstract_batch(mesh, batches[start], jax.process_count())
         lowered = jitted.lower(abstract, frozen, example)
         began = time.monotonic()

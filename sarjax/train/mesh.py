@@ -18,6 +18,28 @@ SMALL = 2**16
 RULES: tuple[tuple[str, str], ...] = ((r"^(step|skipped|bad_in_a_row)$", "replicate"), (r".*", "fsdp"))
 
 
+def axis_sizes(shape: config.Mesh, devices: int, fewer: bool = False) -> dict[str, int]:
+    """{axis: devices} of a mesh over so many; one axis may be -1 and takes what the others leave.
+
+    fewer: sizes that are all given may use only some of the devices.
+    """
+    sizes = {axis: getattr(shape, axis) for axis in AXES}
+    given = [s for s in sizes.values() if s != -1]
+    product = int(np.prod(given))
+    if min(given, default=1) < 1 or len(given) < len(AXES) - 1 or product > devices:
+        fits = False
+    elif len(given) == len(AXES):
+        fits = product == devices or fewer
+    else:
+        fits = devices % product == 0
+    if not fits:
+        raise UserError(
+            f"execution.mesh is data={shape.data} fsdp={shape.fsdp} space={shape.space}, which {devices} devices "
+            f"do not make up; sizes whose product is {devices}, or one of them -1, are accepted."
+        )
+    return {axis: devices // product if s == -1 else s for axis, s in sizes.items()}
+
+
 def make_mesh(shape: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """A mesh over all devices; one axis may be -1 and takes what the others leave.
 
@@ -25,21 +47,7 @@ def make_mesh(shape: config.Mesh, devices: Sequence[jax.Device] | None = None) -
     Axes are of type Auto: sharding is inferred by the compiler from where inputs live.
     """
     devices = list(devices if devices is not None else jax.devices())
-    sizes = [getattr(shape, axis) for axis in AXES]
-    given = [s for s in sizes if s != -1]
-    product = int(np.prod(given))
-    if min(given, default=1) < 1 or len(given) < len(AXES) - 1 or product > len(devices):
-        fits = False
-    elif len(given) == len(AXES):
-        fits = product == len(devices) or jax.process_count() == 1
-    else:
-        fits = len(devices) % product == 0
-    if not fits:
-        raise UserError(
-            f"execution.mesh is data={shape.data} fsdp={shape.fsdp} space={shape.space}, which {len(devices)} devices "
-            f"do not make up; sizes whose product is {len(devices)}, or one of them -1, are accepted."
-        )
-    sizes = [len(devices) // product if s == -1 else s for s in sizes]
+    sizes = list(axis_sizes(shape, len(devices), fewer=jax.process_count() == 1).values())
     used = devices[: int(np.prod(sizes))]
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used)
 
@@ -111,6 +119,16 @@ def infer_sharding(mesh: jax.sharding.Mesh, tree: Any, rules: Sequence[tuple[str
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def gathered(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Inside jit: every leaf whole on every device.
+
+    Left to itself the compiler gathers a kernel twice, forwards and backwards, and where kernels are larger than
+    activations, in deep stages and on small tiles, it sends the activations instead. Said explicitly, each sharded leaf
+    is gathered once a step, and activations stay where their rows are.
+    """
+    return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
 def path_name(path: tuple[Any, ...]) -> str:

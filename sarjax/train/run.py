@@ -4,7 +4,6 @@ RUN/ config.json  manifest.json  spec.json  stats.json  metrics.jsonl  events/  
 """
 
 import contextlib
-
 import dataclasses
 import importlib.metadata
 import json

@@ -1,13 +1,17 @@
 """One training step: a pure function of (state, frozen, batch), jitted and donated by the loop."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from sarjax.config import Experiment
 from sarjax.methods.record import Method, Outputs, Rest, Term, Tree
-from sarjax.train.state import TrainState
+from sarjax.train.mesh import gathered, replicated
+from sarjax.train.optimizer import make_optimizer
+from sarjax.train.state import TrainState, keys
 
 Metrics = dict[str, jax.Array]
 
@@ -38,6 +42,21 @@ def _merge(a: dict[str, Term], b: dict[str, Term]) -> dict[str, Term]:
     return {k: Term(a[k].total + b[k].total, a[k].weight + b[k].weight, b[k].factor) for k in a}
 
 
+def jit_step(method: Method, experiment: Experiment, schedule: optax.Schedule, state: TrainState) -> Any:
+    """The step as a run takes it, jitted and donated; state: shapes and shardings, as `abstract_state` says them."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_step(
+        method,
+        make_optimizer(experiment.optimizer),
+        schedule,
+        key=keys(experiment.seed)["step"],
+        accumulate=experiment.accumulate,
+        ema=experiment.optimizer.ema,
+        shardings=shardings.params,
+    )
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(shardings.step.mesh)))
+
+
 def make_step(
     method: Method,
     optimizer: optax.GradientTransformation,
@@ -46,12 +65,13 @@ def make_step(
     key: jax.Array,
     accumulate: int = 1,
     ema: float = 0.0,
+    shardings: Tree = None,
 ) -> Callable[[TrainState, Tree, Tree], tuple[TrainState, Metrics]]:
     """(state, frozen, batch) -> (state, metrics).
 
     With `accumulate` > 1 the gradients of that many microbatches are added before the one update; statistics and
-    memory pass from one to the next. A step whose loss, gradient or result is not finite leaves all but the counters as
-    they were.
+    memory pass from one to the next. shardings: where the parameters live; each is gathered once a step (None: that is
+    left to the compiler). A step whose loss, gradient or result is not finite leaves all but the counters as they were.
     """
 
     def loss(params: Tree, rest: Rest, batch: Tree, k: jax.Array, step: jax.Array, weights: dict | None):
@@ -60,7 +80,10 @@ def make_step(
         own = {name: t.weight for name, t in terms.items()}
         return objective(terms, own if weights is None else weights), (terms, outputs._replace(metrics=metrics))
 
-    gradient = jax.grad(loss, has_aux=True)
+    def gradient(*args):
+        grads, found = jax.grad(loss, has_aux=True)(*args)
+        # Over fsdp summed and cut, which is one reduce-scatter where the compiler has it; over data the parts alone.
+        return (grads if shardings is None else jax.lax.with_sharding_constraint(grads, shardings)), found
 
     def whole(params: Tree, rest: Rest, batch: Tree, k: jax.Array, step: jax.Array):
         grads, (terms, outputs) = gradient(params, rest, batch, k, step, None)
@@ -92,9 +115,13 @@ def make_step(
         return grads, terms, Outputs(stats, memory, metrics)
 
     def step(state: TrainState, frozen: Tree, batch: Tree) -> tuple[TrainState, Metrics]:
+        params = state.params
+        if shardings is not None:
+            mesh = jax.tree.leaves(shardings)[0].mesh
+            params, frozen = gathered(params, mesh), gathered(frozen, mesh)
         rest = Rest(frozen, state.stats, state.memory)
         compute = whole if accumulate == 1 else in_parts
-        grads, terms, outputs = compute(state.params, rest, batch, jax.random.fold_in(key, state.step), state.step)
+        grads, terms, outputs = compute(params, rest, batch, jax.random.fold_in(key, state.step), state.step)
         value = objective(terms, {name: t.weight for name, t in terms.items()})
         norm = optax.tree.norm(grads)
         rate = jnp.asarray(schedule(state.step), jnp.float32)

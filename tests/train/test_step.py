@@ -35,6 +35,7 @@ def setup(cfg, mesh, teacher=None):
         key=keys(experiment.seed)["step"],
         accumulate=experiment.accumulate,
         ema=ema,
+        shardings=jax.tree.map(lambda leaf: leaf.sharding, state.params),
     )
     tables = {"neighbours": np.full((12, 2), -1)}
     batches = Batches(

@@ -113,7 +113,7 @@ def test_the_disk_is_full(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         at_step(patch, 4, fill)
         try:
-            with pytest.raises(UserError, match=r"cannot save to .*: File too large; checkpoints/2 is the newest whole"):
+            with pytest.raises(UserError, match=r"cannot save to .*: File too large; checkpoints/2 is the newest"):
                 toy.train(cfg, tmp_path / "run")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -129,7 +129,7 @@ def test_metrics_that_cannot_be_written(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         at_step(patch, 1, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1])))
         try:
-            with pytest.raises(UserError, match="cannot write .*metrics.jsonl: File too large"):
+            with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: File too large"):
                 toy.train(config(), tmp_path)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -141,14 +141,14 @@ def test_a_directory_that_may_not_be_written_to(tmp_path):
     (tmp_path / "run").chmod(0o555)
     (tmp_path / "run" / "lock").chmod(0o444)
     for workdir in (tmp_path / "run", tmp_path / "run" / "other"):
-        with pytest.raises(UserError, match="cannot write to .*: Permission denied; a writable"):
+        with pytest.raises(UserError, match=r"cannot write to .*: Permission denied; a writable"):
             toy.train(config(), workdir)
     (tmp_path / "run").chmod(0o755)
 
 
 def test_a_place_where_nobody_can_make_a_directory(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to .*: Not a directory; a writable --workdir"):
+    with pytest.raises(UserError, match=r"cannot write to .*: Not a directory; a writable --workdir"):
         toy.train(config(), tmp_path / "file" / "run")
 
 
