@@ -62,6 +62,16 @@ def losses(workdir):
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
+def test_training_over_the_height_of_crops(trained, fake_records, tmp_path, capsys):
+    capsys.readouterr()
+    run("train", "ombria_s1", "--workdir", tmp_path, "--data-dir", fake_records, *SHRINK, "--mesh.space", 2)
+    assert "space 2" in capsys.readouterr().err
+    np.testing.assert_allclose(losses(tmp_path), losses(trained), rtol=1e-4)
+    odd = (*SHRINK, "--mesh.space", 3)
+    message = fails(capsys, "train", "ombria_s1", "--workdir", tmp_path / "3", "--data-dir", fake_records, *odd)
+    assert "execution.mesh.space is 3, which does not divide images of 64 lines" in message
+
+
 def test_the_same_command_again(trained, fake_records, capsys):
     capsys.readouterr()
     run("train", "ombria_s1", "--workdir", trained, "--data-dir", fake_records, *SHRINK)

@@ -90,6 +90,23 @@ def test_maps(trained, source, tmp_path, capsys):
         assert np.mean(f.read(1) == labels) > 0.3
 
 
+def test_a_scene_at_once(trained, source, tmp_path, capsys):
+    scene = source / "sar" / fake_data.WHU_NAMES[0]
+    capsys.readouterr()
+    run("predict", trained, scene, "--out", tmp_path / "whole", "--mesh.space", 2, "--json")
+    printed = capsys.readouterr()
+    (about,) = json.loads(printed.out)
+    assert (about["window"], about["strips"]) == ("whole", 2)
+    assert "one image of 608 x 544 pixels on 2 devices" in printed.err
+    run("predict", trained, scene, "--out", tmp_path / "window")
+    at_once, one_window = (rasterio.open(tmp_path / out / scene.name).read(1) for out in ("whole", "window"))
+    np.testing.assert_array_equal(at_once == 255, one_window == 255)
+    assert np.mean(at_once == one_window) > 0.999, "but for ties"
+    message = fails(capsys, "predict", trained, scene, "--out", tmp_path / "no", "--mesh.space", 2, "--window", 256)
+    assert "--window is given beside --mesh.space" in message
+    assert not (tmp_path / "no").exists()
+
+
 def test_windows_that_cannot_hold_the_radius(trained, source, tmp_path, capsys):
     scene = source / "sar" / fake_data.WHU_NAMES[0]
     assert "--overlap is -1, but" in fails(

@@ -12,10 +12,10 @@ program is traced; outside of `strips` nothing changes.
 import contextlib
 import math
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -28,7 +28,8 @@ class Rows(NamedTuple):
     padded: int
 
 
-_ROWS: ContextVar[Rows | None] = ContextVar("rows", default=None)
+# Of jax, so that a function which is jitted inside is traced again for other rows.
+_ROWS = jax.make_user_context(None)
 
 
 @contextlib.contextmanager
@@ -36,21 +37,17 @@ def strips(image: int, padded: int) -> Iterator[None]:
     """Images that networks see inside have `padded` rows, the last `padded` - `image` of them padding."""
     if not 0 < image <= padded:
         raise ValueError(f"an image of {image} rows cannot be padded to {padded}")
-    token = _ROWS.set(Rows(image, padded))
-    try:
-        with nn.intercept_methods(_convolve):
-            yield
-    finally:
-        _ROWS.reset(token)
+    with _ROWS(Rows(image, padded)), nn.intercept_methods(_convolve):
+        yield
 
 
 def in_strips() -> bool:
-    return _ROWS.get() is not None
+    return _ROWS.value is not None
 
 
 def rows_of(height: int) -> int:
     """How many rows of a map of `height` rows are the image's; outside of `strips` all."""
-    rows = _ROWS.get()
+    rows = _ROWS.value
     if rows is None:
         return height
     image, rest = divmod(height * rows.image, rows.padded)
