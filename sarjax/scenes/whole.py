@@ -82,7 +82,7 @@ class Whole:
         self.common = NamedSharding(mesh, PartitionSpec())
         self.by_rows = NamedSharding(mesh, PartitionSpec(None, "space"))
         self.by_rows_of_dates = NamedSharding(mesh, PartitionSpec(None, None, "space"))
-        self.program = functools.cache(self._compiled)
+        self.program = functools.lru_cache(1)(self._compiled)  # scenes of one size tend to come together
 
     def lay(self, height: int, width: int) -> Layout:
         return lay(height, width, self.context.alignment, len(self.devices))
@@ -292,9 +292,8 @@ def what_fits(
     room = max(0, each - taken.parameters) * taken.pixels // taken.strip
     side = min(window, math.isqrt(room) // alignment * alignment)
     if side:
-        given = "" if side == window else f" --window {side}"
-        fits.append(f"windows, without --mesh.space{' but with' + given if given else f' (of {side} pixels)'}")
-    return f"by estimate, {', or '.join(fits)} would fit" if fits else "not even a small window would fit"
+        fits.append(f"{f'windows of {side} pixels' if side == window else f'--window {side}'} without --mesh.space")
+    return f"by estimate, {' or '.join(fits)} would fit" if fits else "not even a small window would fit"
 
 
 @contextlib.contextmanager

