@@ -118,7 +118,8 @@ def train(
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
         example = abstract_batch(mesh, batches[start], jax.process_count())
-        lowered = jitted.lower(abstract, frozen, example)
+        with jax.set_mesh(mesh):  # what is drawn by row asks for it, to stay where its rows are
+            lowered = jitted.lower(abstract, frozen, example)
         began = time.monotonic()
         compiled = lowered.compile()
         for line in summary(state, compiled, config, schedule, method, len(batches.tiles), mesh):

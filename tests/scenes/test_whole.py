@@ -17,7 +17,7 @@ from scenes.scene_files import PLACE, SPEC, Case, pixels, predict, same_map, tra
 from sarjax import raster
 from sarjax.config import Inputs, Mesh
 from sarjax.errors import UserError
-from sarjax.options import FCN, LANet
+from sarjax.options import FCN
 from sarjax.scenes import whole as module
 from sarjax.scenes.inputs import parse_scenes
 from sarjax.scenes.whole import Footprint, Whole, lay, map_whole, what_fits
@@ -205,17 +205,3 @@ def test_what_contradicts_itself(run, tmp_path, options, message):
     given = {"window": 0, "overlap": None, "space": 2} | options
     with pytest.raises(UserError, match=message):
         predict(run, [tmp_path], tmp_path / "out", **given)
-
-
-def test_a_network_that_looks_everywhere_is_refused_unless_asked_for(tmp_path):
-    network = LANet(width=1 / 16, stages=2, low_window=0, high_window=0)
-    run = trained(tmp_path / "run", network=network)
-    scene = write_scene(tmp_path / "in", 150, 70)["sar"]
-    given = {"window": 0, "overlap": None, "space": 2}
-    with pytest.raises(UserError, match=r"takes means of its whole image, .* of 32 pixels.*--allow-global maps"):
-        predict(run, [scene], tmp_path / "out", **given)
-    assert not (tmp_path / "out").exists()
-    predict(run, [scene], tmp_path / "out", allow_global=True, probabilities=True, **given)
-    predict(run, [scene], tmp_path / "window", window=160, overlap=0, probabilities=True)
-    at_once, one_window = (raster.read(tmp_path / d / "sar_probabilities.tif") for d in ("out", "window"))
-    np.testing.assert_allclose(at_once, one_window, rtol=0, atol=1e-5)

@@ -1,30 +1,37 @@
-"""Training with the height of crops over devices: the same step, and less memory on each."""
+"""Training with the height of tiles over devices: the same steps, and less memory on each device."""
 
-import jax
+import dataclasses
+import json
+import re
+
 import numpy as np
+import pytest
 import toy
-from train.test_step import setup
 
 from sarjax import config
-from sarjax.options import FCN
-from sarjax.train.mesh import make_mesh, put_batch
+from sarjax.options import Supervised
+from sarjax.train import loop
 
 
-def test_large_crops_over_devices(monkeypatch):
-    """Crops of 256 pixels, few rows of them: there is nothing else to share."""
-    data = toy.dataset(256)
-    monkeypatch.setattr("train.test_step.DATA", data)
-    cfg = toy.config(network=FCN(width=1 / 16, stages=2), augment=config.Augment(), batch_size=2)
-    found, memory = [], []
+def test_large_tiles_over_devices(tmp_path):
+    """Few rows of 256 pixels: there is nothing else to share. Flips and crops take lines from all over a tile."""
+    found = []
     for space in (1, 4):
-        mesh = make_mesh(config.Mesh(1, 1, space), jax.devices()[:space])
-        state, step, batches = setup(cfg, mesh)
-        args = state, None, put_batch(mesh, batches[0])
-        compiled = step.lower(*args).compile()
-        memory.append(compiled.memory_analysis().temp_size_in_bytes)
-        found.append(jax.device_get(compiled(*args)))
-    (one, one_metrics), (many, many_metrics) = found
-    np.testing.assert_allclose(many_metrics["loss"], one_metrics["loss"], rtol=1e-5)
-    for a, b in zip(*map(jax.tree.leaves, (one.params, many.params)), strict=True):
-        np.testing.assert_allclose(b, a, rtol=0, atol=1e-4 * max(np.abs(a).max(), 1e-2))
-    assert memory[1] < 0.5 * memory[0], memory
+        cfg = toy.config(Supervised(), batch_size=2, steps=2)
+        assert cfg.experiment.augment.flip
+        execution = dataclasses.replace(cfg.execution, mesh=config.Mesh(1, 1, space), evaluate_every=2)
+        said, run = [], tmp_path / str(space)
+        loop.train(dataclasses.replace(cfg, execution=execution), run, dataset=toy.dataset(256), say=said.append)
+        (memory,) = re.findall(r"and (\d+) MiB per device", " ".join(said))
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        found.append((int(memory), [(r["loss"], r["gradient_norm"]) for r in rows if "loss" in r]))
+    (memory, losses), (shared, their_losses) = found
+    np.testing.assert_allclose(their_losses, losses, rtol=1e-4)
+    assert shared < 0.4 * memory, "a view that was gathered for its lines must not stay so"
+
+
+def test_a_height_that_devices_do_not_divide(tmp_path):
+    cfg = toy.config(Supervised())
+    execution = dataclasses.replace(cfg.execution, mesh=config.Mesh(1, 1, 3))
+    with pytest.raises(toy.UserError, match=r"execution.mesh.space is 3, which does not divide images of 32 lines"):
+        loop.train(dataclasses.replace(cfg, execution=execution), tmp_path, dataset=toy.dataset(), say=print)
