@@ -5,7 +5,6 @@ import json
 import re
 
 import numpy as np
-import pytest
 import toy
 
 from sarjax import config
@@ -28,10 +27,3 @@ def test_large_tiles_over_devices(tmp_path):
     (memory, losses), (shared, their_losses) = found
     np.testing.assert_allclose(their_losses, losses, rtol=1e-4)
     assert shared < 0.4 * memory, "a view that was gathered for its lines must not stay so"
-
-
-def test_a_height_that_devices_do_not_divide(tmp_path):
-    cfg = toy.config(Supervised())
-    execution = dataclasses.replace(cfg.execution, mesh=config.Mesh(1, 1, 3))
-    with pytest.raises(toy.UserError, match=r"execution.mesh.space is 3, which does not divide images of 32 lines"):
-        loop.train(dataclasses.replace(cfg, execution=execution), tmp_path, dataset=toy.dataset(), say=print)
