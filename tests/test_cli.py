@@ -62,6 +62,12 @@ def losses(workdir):
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
+def test_heights_that_devices_do_not_divide(fake_records, tmp_path, capsys):
+    odd = ("--workdir", tmp_path / "run", "--data-dir", fake_records, *SHRINK, "--mesh.space", 3)
+    message = fails(capsys, "train", "ombria_s1", *odd)
+    assert "execution.mesh.space is 3, which does not divide images of 64 lines" in message
+
+
 def test_the_same_command_again(trained, fake_records, capsys):
     capsys.readouterr()
     run("train", "ombria_s1", "--workdir", trained, "--data-dir", fake_records, *SHRINK)

@@ -10,6 +10,8 @@ import pytest
 import rasterio
 from verbs import run
 
+from sarjax import raster
+
 pytestmark = pytest.mark.usefixtures("session_devices")
 
 
@@ -90,6 +92,23 @@ def test_maps(trained, source, tmp_path, capsys):
         assert np.mean(f.read(1) == labels) > 0.3
 
 
+def test_a_scene_at_once(trained, source, tmp_path, capsys):
+    scene = source / "sar" / fake_data.WHU_NAMES[0]
+    capsys.readouterr()
+    run("predict", trained, scene, "--out", tmp_path / "whole", "--mesh.space", 2, "--json")
+    printed = capsys.readouterr()
+    (about,) = json.loads(printed.out)
+    assert (about["window"], about["strips"]) == ("whole", 2)
+    assert "one image of 608 x 544 pixels on 2 devices" in printed.err
+    run("predict", trained, scene, "--out", tmp_path / "window")
+    at_once, one_window = (raster.read(tmp_path / out / scene.name)[..., 0] for out in ("whole", "window"))
+    np.testing.assert_array_equal(at_once == 255, one_window == 255)
+    assert np.mean(at_once == one_window) > 0.999, "but for ties"
+    message = fails(capsys, "predict", trained, scene, "--out", tmp_path / "no", "--mesh.space", 2, "--window", 256)
+    assert "--window is given beside --mesh.space" in message
+    assert not (tmp_path / "no").exists()
+
+
 def test_windows_that_cannot_hold_the_radius(trained, source, tmp_path, capsys):
     scene = source / "sar" / fake_data.WHU_NAMES[0]
     assert "--overlap is -1, but" in fails(
@@ -139,6 +158,16 @@ def test_a_global_network_sees_windows_of_the_size_that_it_was_trained_on(traine
     seen = ~np.isnan(probabilities[0])
     assert seen.sum() == 530 * 600 - about["no_data_pixels"]
     np.testing.assert_allclose(probabilities.sum(0)[seen], 1, rtol=0, atol=1e-5)
+
+    at_once = ("predict", tmp_path / "run", scene, "--out", tmp_path / "whole", "--probabilities", "--mesh.space", 2)
+    message = fails(capsys, *at_once)
+    assert "takes means of its whole image, and learnt them on tiles of 64 pixels" in message
+    assert "--allow-global maps the scene at once nevertheless" in message
+    run(*at_once, "--allow-global")
+    one_window = ("--window", 608, "--overlap", 0)
+    run("predict", tmp_path / "run", scene, "--out", tmp_path / "one", "--probabilities", *one_window)
+    found = [raster.read(tmp_path / d / f"{scene.stem}_probabilities.tif") for d in ("whole", "one")]
+    np.testing.assert_allclose(*found, rtol=0, atol=1e-5)
 
 
 def test_scenes_that_do_not_fit(trained, source, tmp_path, capsys):

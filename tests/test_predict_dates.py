@@ -86,6 +86,15 @@ def test_a_change_map(model, pair, tmp_path, capsys):
     assert stamps(out) == before
 
 
+def test_a_change_map_at_once(model, pair, tmp_path):
+    call = ("predict", model, "--t1", pair[0], "--t2", pair[1])
+    run(*call, "--out", tmp_path / "windows")
+    run(*call, "--out", tmp_path / "whole", "--mesh.space", 2)
+    one, other = (raster.read(tmp_path / out / "before_after.tif") for out in ("windows", "whole"))
+    np.testing.assert_array_equal(other == 255, one == 255)
+    assert np.mean(other == one) > 0.999, "but for ties"
+
+
 def test_the_order_of_the_dates_counts(model, pair, tmp_path):
     maps = []
     for folder, (t1, t2) in (("a", pair), ("b", pair[::-1])):

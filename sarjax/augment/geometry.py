@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
 
 from sarjax.augment.keys import row_keys
@@ -77,7 +78,25 @@ def geometry(batch: Mapping[str, Array], key: PRNGKeyArray, options: Augment) ->
     def one_row(row, row_key):
         return apply_view(row, draw_view(row_key, h, w, options), options)
 
-    return dict(batch) | jax.vmap(one_row)(spatial, row_keys(key, batch))
+    return dict(batch) | _in_place(jax.vmap(one_row)(spatial, row_keys(key, batch)))
+
+
+def _in_place(batch: dict[str, Array]) -> dict[str, Array]:
+    """Views where tiles were: rows over "data" and "fsdp", heights over "space" of the mesh that is set, if one is.
+
+    Where a view takes its lines from is drawn: the compiler gathers the tile for it, and what has been gathered it
+    leaves so: each device would then compute the whole view, and all that follows.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape.get("space", 1) == 1:
+        return batch
+
+    def place(x: Array) -> Array:
+        height = {5: 2, 4: 2, 3: 1}[x.ndim]
+        spec = PartitionSpec(("data", "fsdp"), *(None,) * (height - 1), "space")
+        return jax.lax.with_sharding_constraint(x, spec)
+
+    return {name: place(x) for name, x in batch.items()}
 
 
 def draw_view(key: PRNGKeyArray, h: int, w: int, options: Augment) -> View:

@@ -1,13 +1,15 @@
 """Verbs that put a trained run to use: predict, export."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import FlagCreatePairsOff, Positional
 
 from sarjax.cli import common
 from sarjax.cli.common import note, print_json
 from sarjax.errors import UserError
+from sarjax.machine import visible_cores
 
 
 def predict(
@@ -22,6 +24,8 @@ def predict(
     window: int = 0,
     overlap: int | None = None,
     batch: int = 0,
+    space: Annotated[int, tyro.conf.arg(name="mesh.space")] = 0,
+    allow_global: FlagCreatePairsOff[bool] = False,
     tta: FlagCreatePairsOff[bool] = False,
     probabilities: FlagCreatePairsOff[bool] = False,
     overwrite: FlagCreatePairsOff[bool] = False,
@@ -44,6 +48,9 @@ def predict(
         overlap: pixels by which a window reaches beyond its part, on each side (None = by the network: far enough
             that windows give what the whole image would, where that is possible).
         batch: windows per device at a time (0 = by the size of the window).
+        space: instead of windows, each scene as one image in strips over so many devices (-1 = all); memory per
+            device falls with their number.
+        allow_global: with --mesh.space, also for networks that take means of the whole image.
         tta: mean over the eight symmetries of the square; takes eight times as long.
         probabilities: also write the probability of every class.
         overwrite: make maps again, also those made with other settings or from other files, and replace files that are
@@ -62,7 +69,8 @@ def predict(
             "sarjax predict needs a scene after the run: a raster file, a folder of them, or --t1 and --t2 for two "
             "dates."
         )
-    common.devices(read_manifest(run).get("host_devices", 0))
+    host_devices = read_manifest(run).get("host_devices", 0)
+    common.devices(max(space, host_devices or visible_cores()) if space > 0 else host_devices)
     from sarjax.data.build import console_progress
     from sarjax.reports.maps import predict_run
 
@@ -80,6 +88,8 @@ def predict(
             tta=tta,
             probabilities=probabilities,
             batch=batch,
+            space=space,
+            allow_global=allow_global,
             overwrite=overwrite,
             say=note,
             progress=progress,

@@ -79,7 +79,7 @@ class PyramidPooling(nn.Module):
             level = conv(
                 max(1, self.channels // 4), bias=True, init=kaiming_fan_in, dtype=self.dtype, name=f"level_{i}"
             )
-            levels.append(resize_bilinear(ReLU(name=f"relu_{i}")(level(means)), x.shape[1:3]))
+            levels.append(resize_bilinear(ReLU(name=f"relu_{i}")(level(means)), x.shape[1:3], bins=True))
         return ConvNormReLU(self.channels, 3, dtype=self.dtype, name="project")(
             jnp.concatenate([*levels, x], -1), train
         )

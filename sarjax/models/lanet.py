@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from sarjax.errors import UserError
 from sarjax.models.context import Extent, FieldOfView
 from sarjax.models.layers import AvgPool, BatchNorm, ReLU, Sigmoid, conv, kaiming_fan_in, scaled
-from sarjax.models.resampling import adaptive_avg_pool, resize_bilinear
+from sarjax.models.resampling import adaptive_avg_pool, patch_means, resize_bilinear
 from sarjax.models.segmenters import Prediction, Segmenter, build_encoder, by_stride, resized
 from sarjax.options import LANet
 
@@ -52,11 +52,9 @@ class PatchAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
         _, h, w, c = x.shape
-        # In this order `max` knows the greater of 1 and a symbolic size.
-        grid = (max(h // self.window, 1), max(w // self.window, 1)) if self.window else (1, 1)
-        means = adaptive_avg_pool(x, grid)
+        means = patch_means(x, self.window) if self.window else adaptive_avg_pool(x, (1, 1))
         attention = Attention(max(1, c // self.reduction), c, self.dtype, name="attention")(means, train)
-        attended = x * resize_bilinear(attention, (h, w))
+        attended = x * resize_bilinear(attention, (h, w), bins=not self.window)
         return x + attended if self.residual else attended
 
 

@@ -33,7 +33,7 @@ class PyramidPooling(nn.Module):
         for i, side in enumerate(self.bins):
             means = AdaptiveAvgPool(side, name=f"pool_{i}")(x)
             level = conv(c, init=kaiming_fan_in, dtype=self.dtype, name=f"level_{i}")(means)
-            levels.append(resize_bilinear(level, (h, w)))
+            levels.append(resize_bilinear(level, (h, w), bins=True))
         x = jnp.concatenate([*levels, x], -1)
         x = conv(self.channels, bias=True, init=kaiming_fan_in, dtype=self.dtype, name="bottleneck")(x)
         return ReLU(name="relu")(x)

@@ -2,6 +2,8 @@
 
 Heights and widths may be symbolic (`jax.export.symbolic_shape`), up to `LARGEST_SIDE`: weights that are constants of
 the program for known sizes are then computed by it, equal up to the rounding of float32.
+
+Inside `sarjax.models.strips` the height of a map may hold padding, which is left out; sizes are then known.
 """
 
 from functools import cache, partial, reduce
@@ -14,22 +16,32 @@ from jax import lax
 from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
+from sarjax.errors import UserError
+from sarjax.models.strips import blanked, in_strips, rows_of
+
 # Of a symbolic height or width: products of two sizes and 2 stay within int32.
 LARGEST_SIDE = 2**15
 
 
 def resize_bilinear(
-    x: Float[Array, "b h w c"], size: tuple[int, int], *, align_corners: bool = False
+    x: Float[Array, "b h w c"], size: tuple[int, int], *, align_corners: bool = False, bins: bool = False
 ) -> Float[Array, "b oh ow c"]:
     """Bilinear interpolation to `size` = (height, width), without antialiasing in either direction.
 
     align_corners=False puts pixel centres at half-integers: source = (target + 1/2) * in / out - 1/2, clamped to the
     image. True maps the first and last centres on each other: source = target * (in - 1) / (out - 1).
 
+    bins: `x` is of `adaptive_avg_pool`, bins of the whole image: only the result may then hold padding, not `x`.
+
     Two products with constant banded matrices, one per axis: so the gradient is two products too, without a scatter,
-    and it partitions over the height. Computed in float32 at least; returned in the dtype of `x`.
+    and it partitions over the height, except that `x` is gathered. In strips, where that is what must not be, whole
+    factors are sums of neighbours instead (whose gradient takes several times as long on a CPU).
+    Computed in float32 at least; returned in the dtype of `x`.
     Equal to `torch.nn.functional.interpolate(mode="bilinear", antialias=False)`.
     """
+    if in_strips():
+        _refuse_corners(align_corners)
+        return _resize_bins(x, size) if bins else _enlarge(_enlarge(x, size[0], 1), size[1], 2).astype(x.dtype)
     rows, columns = (
         (_bilinear_weights if _symbolic(n, out) else _bilinear_matrix)(n, out, align_corners)
         for n, out in zip(x.shape[1:3], size, strict=True)
@@ -37,12 +49,35 @@ def resize_bilinear(
     return _separable(x, rows, columns)
 
 
+def patch_means(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b _ _ c"]:
+    """Means of patches of side x side cells; at least one, and ragged where the size does not divide.
+
+    They are the bins of an adaptive pool to (h // side, w // side).
+    """
+    # In this order `max` knows the greater of 1 and a symbolic size.
+    grid = tuple(max(n // side, 1) for n in x.shape[1:3])
+    if in_strips() and grid[0] * side != x.shape[1]:
+        raise ValueError(f"a map of {x.shape[1]} rows in strips is not made of patches of {side}")
+    return _pooled_by_bins(x, grid)
+
+
 def adaptive_avg_pool(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b oh ow c"]:
     """Mean over `size` = (oh, ow) bins; bin i covers floor(i * in / out) to ceil((i + 1) * in / out), exclusive.
 
     Bins overlap where the size does not divide, and repeat pixels where it is larger than the image.
-    Equal to `torch.nn.functional.adaptive_avg_pool2d`.
+    Equal to `torch.nn.functional.adaptive_avg_pool2d`. In strips the bins are those of the image without its padding.
     """
+    if not in_strips():
+        return _pooled_by_bins(x, size)
+    rows = rows_of(x.shape[1])
+    matrix = np.zeros((size[0], x.shape[1]))
+    matrix[:, :rows] = _bin_matrix(rows, size[0])
+    # Columns first: the sums over rows, which devices add up, are then of few bins.
+    y = _along(blanked(x).astype(jnp.promote_types(x.dtype, jnp.float32)), _bin_matrix(x.shape[2], size[1]), 2)
+    return _along(y, matrix, 1).astype(x.dtype)
+
+
+def _pooled_by_bins(x: Array, size: tuple[int, int]) -> Array:
     b, h, w, c = x.shape
     oh, ow = size
     if h % oh == 0 and w % ow == 0:
@@ -57,7 +92,7 @@ def adaptive_avg_pool(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Floa
 def avg_pool(x: Float[Array, "b h w c"], window: int, stride: int, padding: int) -> Float[Array, "b oh ow c"]:
     """Mean of a square window; padding counts as zeros (`torch.nn.functional.avg_pool2d`'s default)."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    y = x.astype(dtype)
+    y = blanked(x).astype(dtype)
     # Rows, then columns: 2 * window additions instead of window^2.
     for axis in (1, 2):
         windows, strides, pads = [1] * 4, [1] * 4, [(0, 0)] * 4
@@ -66,12 +101,16 @@ def avg_pool(x: Float[Array, "b h w c"], window: int, stride: int, padding: int)
     return (y / window**2).astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def max_pool(x: Float[Array, "b h w c"], window: int, stride: int, padding: int) -> Float[Array, "b oh ow c"]:
     """Largest value of a square window; padding is -inf (`torch.nn.functional.max_pool2d`).
 
     Of equal values the first in row-major order gets the gradient, as in PyTorch.
     """
+    return _max_pool(blanked(x, -np.inf), window, stride, padding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x: Array, window: int, stride: int, padding: int) -> Array:
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     return lax.reduce_window(x, -np.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), pads)
 
@@ -92,7 +131,7 @@ def _max_pool_backward(window: int, stride: int, padding: int, x: Array, gradien
     return jax.vjp(pool, x)[1](gradient)
 
 
-max_pool.defvjp(lambda x, *window: (max_pool(x, *window), x), _max_pool_backward)
+_max_pool.defvjp(lambda x, *window: (_max_pool(x, *window), x), _max_pool_backward)
 
 
 def grid_sample(
@@ -104,6 +143,7 @@ def grid_sample(
     with align_corners over their centres. Equal to `torch.nn.functional.grid_sample(padding_mode="zeros")`.
     The gradient reaches `x` (by a scatter) and `grid`.
     """
+    _refuse_corners(align_corners)
 
     def split(u, n):
         position = (u + 1) / 2 * (n - 1) if align_corners else ((u + 1) * n - 1) / 2
@@ -146,17 +186,64 @@ def _between(x: Array, row: Array, down: Array, column: Array, right: Array, *, 
     """
     b, h, w, c = x.shape
     _, oh, ow = row.shape
+    last = rows_of(h) - 1
     cells = x.reshape(b, h * w, c).astype(jnp.promote_types(x.dtype, jnp.float32))
     result = jnp.zeros((b, oh, ow, c), cells.dtype)
     for i, vertical in ((row, 1 - down), (row + 1, down)):
         for j, horizontal in ((column, 1 - right), (column + 1, right)):
             weight = vertical * horizontal
             if zeros:
-                weight = jnp.where((i >= 0) & (i < h) & (j >= 0) & (j < w), weight, 0)
-            index = jnp.clip(i, 0, h - 1).astype(jnp.int32) * w + jnp.clip(j, 0, w - 1).astype(jnp.int32)
+                weight = jnp.where((i >= 0) & (i <= last) & (j >= 0) & (j < w), weight, 0)
+            index = jnp.clip(i, 0, last).astype(jnp.int32) * w + jnp.clip(j, 0, w - 1).astype(jnp.int32)
             value = jax.vmap(lambda x, k: x.at[k].get(mode="clip"))(cells, index.reshape(b, oh * ow))
             result += weight[..., None] * value.reshape(b, oh, ow, c)
     return result.astype(x.dtype)
+
+
+def _refuse_corners(align_corners: bool) -> None:
+    if align_corners and in_strips():
+        raise UserError(
+            "this network places samples by the corners of the whole image (corner_aligned), which strips of it do not "
+            "have: windows, without --mesh.space, are accepted."
+        )
+
+
+def _enlarge(x: Array, size: int, axis: int) -> Array:
+    """`resize_bilinear` along one axis by a whole factor, as sums of neighbours; float32 at least."""
+    n = x.shape[axis]
+    last = (rows_of(n) if axis == 1 else n) - 1
+    factor, rest = divmod(size, n)
+    if rest:
+        raise ValueError(f"a map of {n} cells in strips does not become {size} by a whole factor")
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if factor == 1:
+        return x
+
+    def neighbour(step: int, border: int) -> Array:
+        padding = [(0, 0, 0)] * x.ndim
+        padding[axis] = (-step, step, 0)
+        moved = lax.pad(x, jnp.zeros((), x.dtype), padding)
+        cells = [1] * x.ndim
+        cells[axis] = n
+        at_border = lax.broadcasted_iota(jnp.int32, cells, axis) == border
+        return jnp.expand_dims(jnp.where(at_border, x, moved), axis + 1)
+
+    shape = [1] * (x.ndim + 1)
+    shape[axis + 1] = factor
+    offset = ((np.arange(factor) + 0.5) / factor - 0.5).reshape(shape)
+    nearest = jnp.where(offset < 0, neighbour(-1, 0), neighbour(1, last))
+    x = jnp.expand_dims(x, axis + 1)
+    # In this form a constant stays that constant.
+    y = x + jnp.asarray(np.abs(offset), x.dtype) * (nearest - x)
+    return y.reshape(*y.shape[:axis], size, *y.shape[axis + 2 :])
+
+
+def _resize_bins(x: Array, size: tuple[int, int]) -> Array:
+    """`resize_bilinear` of bins of the whole image; 0 in the rows of padding."""
+    (_, h, w, _), (oh, ow) = x.shape, size
+    rows = np.zeros((oh, h))
+    rows[: rows_of(oh)] = _bilinear_matrix(h, rows_of(oh), False)
+    return _separable(x, rows, _bilinear_matrix(w, ow, False))
 
 
 def _symbolic(*sizes: Any) -> bool:
@@ -165,11 +252,13 @@ def _symbolic(*sizes: Any) -> bool:
 
 def _separable(x: Array, rows: Array | np.ndarray, columns: Array | np.ndarray) -> Array:
     """rows @ x @ columns^T for every image and channel. Full precision, so that a constant stays that constant."""
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    y = x.astype(dtype)
-    y = jnp.einsum("Hh,bhwc->bHwc", rows.astype(dtype), y, precision=lax.Precision.HIGHEST)
-    y = jnp.einsum("Ww,bhwc->bhWc", columns.astype(dtype), y, precision=lax.Precision.HIGHEST)
-    return y.astype(x.dtype)
+    y = _along(x.astype(jnp.promote_types(x.dtype, jnp.float32)), rows, 1)
+    return _along(y, columns, 2).astype(x.dtype)
+
+
+def _along(x: Array, matrix: Array | np.ndarray, axis: int) -> Array:
+    product = {1: "Hh,bhwc->bHwc", 2: "Ww,bhwc->bhWc"}[axis]
+    return jnp.einsum(product, matrix.astype(x.dtype), x, precision=lax.Precision.HIGHEST)
 
 
 @cache

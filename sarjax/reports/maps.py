@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,24 +12,20 @@ import numpy as np
 
 from sarjax import __version__, raster
 from sarjax import config as configs
-from sarjax.config import Inputs
 from sarjax.errors import UserError
 from sarjax.files import write_atomically
 from sarjax.georeference import row_areas
+from sarjax.reports.makers import Maker, by_windows, choose_windows, in_strips
 from sarjax.scenes.inputs import Reads, Scene, open_scene, pair_scenes, parse_scenes
 from sarjax.scenes.outputs import MADE_BY, TAG, Outputs, check_places, decide, outputs_of, publish, workplace
-from sarjax.scenes.predict import Engine, Mapped, Progress, map_scene
-from sarjax.scenes.windows import Windows, choose, cut
+from sarjax.scenes.predict import Progress
+from sarjax.scenes.rasters import Mapped
 from sarjax.spec import IGNORE_LABEL, DatasetSpec
 
 if TYPE_CHECKING:
     import jax
 
-    from sarjax.methods.record import Head
     from sarjax.train.run import Restored
-
-PIXELS = 2**20  # per device and batch by default: one large window, or several small ones
-TILE = 256  # side of the tiles of runs that did not note it
 
 
 class Task(NamedTuple):
@@ -60,6 +56,8 @@ def predict_run(
     tta: bool = False,
     probabilities: bool = False,
     batch: int = 0,
+    space: int = 0,
+    allow_global: bool = False,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
     progress: Progress | None = None,
@@ -81,6 +79,9 @@ def predict_run(
       tta: the mean over the eight symmetries of the square.
       probabilities: also write the probability of each class.
       batch: windows per device at a time; 0 = by the window's size.
+      space: devices that share each scene, which is then one image instead of windows (`sarjax.scenes.whole`);
+        -1 = all, 0 = windows.
+      allow_global: with `space`, also networks that take means of the whole image.
       overwrite: makes every map again (and the probabilities that it had), also those made with other settings or from
         other files, and replaces files in `out` that are no maps of ours. Never an input.
       progress: called as (stage, done, total).
@@ -89,20 +90,27 @@ def predict_run(
       What each <scene>.json holds, in the order of the scenes.
 
     Raises:
-      UserError: a scene that does not fit the run, maps or files that are in the way, a folder that cannot be written
-        to or in which another call makes maps; at the end, the scenes that could not be mapped.
+      UserError: settings that contradict each other, a scene that does not fit the run, maps or files that are in the
+        way, a folder that cannot be written to or in which another call makes maps; at the end, the scenes that could
+        not be mapped.
     """
-    from sarjax.config import Mesh
-    from sarjax.train.mesh import make_mesh, row_shards
     from sarjax.train.run import restore_run
 
-    run, out, mesh = Path(run), Path(out), make_mesh(Mesh())
+    run, out, mesh = Path(run), Path(out), _mesh(space)
+    if space:
+        _check_whole({"--window": window, "--overlap": overlap is not None, "--batch": batch, "--tta": tta})
+    elif allow_global:
+        raise UserError("--allow-global is given without --mesh.space, the devices of one scene; both are accepted.")
     restored = restore_run(run, mesh, checkpoint=checkpoint, ema=ema, say=say)
     name, _ = restored.head(head)
-    engine = _engine(restored, name, mesh, choose_windows(run, restored, name, window, overlap, say), batch, tta)
-    settings = _settings(run, restored, name, engine.windows, ema, tta)
-    parsed = pair_scenes(*dates, engine.reads, say) if dates else parse_scenes(scenes, engine.reads, say)
-    sizes = [_size(scene, engine.reads) for scene in parsed]
+    if space:
+        maker = in_strips(run, restored, name, mesh, allow_global=allow_global, say=say)
+    else:
+        windows = choose_windows(run, restored, name, window, overlap, say)
+        maker = by_windows(restored, name, mesh, windows, batch=batch, tta=tta)
+    settings = _settings(run, restored, name, maker, ema)
+    parsed = pair_scenes(*dates, maker.reads, say) if dates else parse_scenes(scenes, maker.reads, say)
+    sizes = [_size(scene, maker.reads) for scene in parsed]
 
     def tasks() -> list[Task]:
         return _tasks(parsed, sizes, out, settings, probabilities, overwrite)
@@ -114,47 +122,37 @@ def predict_run(
             todo = tasks()  # from here on nobody else changes the maps
         else:
             work = out
-        return _each(engine, todo, work, row_shards(mesh), say, progress)
+        return _each(maker, todo, work, say, progress)
 
 
-def choose_windows(
-    run: Path, restored: "Restored", head: str, side: int, overlap: int | None, say: Callable[[str], None]
-) -> Windows:
-    """The windows that were asked for, else those that fit the head and the tiles that the run was trained on."""
-    from sarjax.train.run import read_manifest
+def _mesh(space: int) -> "jax.sharding.Mesh":
+    """All devices for rows of a batch, or, for one scene, so many of them, -1 = all."""
+    import jax
 
-    context = restored.method.heads[head].context
-    trained = restored.config.experiment.augment.crop or min(read_manifest(run).get("tile") or [TILE])
-    windows = choose(context, trained, side, overlap)
-    if context.radius is not None and windows.overlap < context.radius:
-        enough = -(-context.radius // context.alignment) * context.alignment
-        fits = overlap is not None and 2 * enough < windows.side
-        better = f"--overlap {enough}" if fits else f"--window {4 * enough} without --overlap"
-        say(
-            f"windows of {windows.side} pixels overlap by {windows.overlap}, less than the {context.radius} that this "
-            f"network looks: seams may show, which {better} would avoid"
+    from sarjax.config import Mesh
+    from sarjax.train.mesh import make_mesh
+
+    if not space:
+        return make_mesh(Mesh())
+    devices = jax.devices()
+    if space < -1 or space > len(devices):
+        raise UserError(
+            f"--mesh.space is {space}; 1 to {len(devices)}, the devices there are, or -1 for all, is accepted."
         )
-    return windows
+    return make_mesh(Mesh(1, 1, len(devices) if space == -1 else space))
 
 
-def _engine(
-    restored: "Restored", name: str, mesh: "jax.sharding.Mesh", windows: Windows, batch: int, tta: bool
-) -> Engine:
-    """What makes the maps; its `rows` are those of one device."""
-    if batch < 0:
-        raise UserError(f"--batch is {batch}, but should be a whole number from 1, or 0 to leave it open.")
-    head, inputs = restored.method.heads[name], restored.config.experiment.inputs
-    return Engine(
-        _on_devices(head, restored, mesh, tta),
-        reads_of(name, head, inputs, restored.spec),
-        head.context,
-        windows,
-        batch or max(1, PIXELS // windows.side**2),
-        inputs.normalisation == "tile",
-    )
+def _check_whole(given: Mapping[str, Any]) -> None:
+    """UserError for options of windows beside --mesh.space."""
+    for option, value in given.items():
+        if value:
+            raise UserError(
+                f"{option} is given beside --mesh.space, which maps a scene as one image, neither cut into windows nor "
+                "turned; one of the two is accepted."
+            )
 
 
-def _settings(run: Path, restored: "Restored", name: str, windows: Windows, ema: bool, tta: bool) -> dict[str, Any]:
+def _settings(run: Path, restored: "Restored", name: str, maker: Maker, ema: bool) -> dict[str, Any]:
     """What a map depends on besides its input files."""
     experiment = configs.to_json(restored.config.experiment)
     return {
@@ -164,9 +162,7 @@ def _settings(run: Path, restored: "Restored", name: str, windows: Windows, ema:
         "step": restored.step,
         "ema": ema,
         "head": name,
-        "window": windows.side,
-        "overlap": windows.overlap,
-        "tta": tta,
+        **maker.about,
         "weights": _digest((restored.params, restored.stats)),
     }
 
@@ -181,34 +177,6 @@ def _digest(tree: Any) -> str:
         found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
         found.update(array.tobytes())
     return found.hexdigest()
-
-
-def reads_of(name: str, head: "Head", inputs: Inputs, spec: DatasetSpec) -> Reads:
-    """What head `name` reads of scenes: sensors by its `requires`, dates by the run's inputs; UserError for more."""
-    modalities = tuple(m for m in spec.modality_names if m in head.requires)
-    odd = sorted(set(head.requires) - {key for m in modalities for key in (m, f"{m}_valid")})
-    if odd or not modalities:
-        raise UserError(f"head {name!r} reads {', '.join(odd) or 'no image'}, which no scene has; another would do.")
-    dates = range(spec.dates) if inputs.dates == "all" else sorted(set(inputs.dates))
-    return Reads(spec, modalities, tuple(dates))
-
-
-def _on_devices(head: "Head", restored: "Restored", mesh: "jax.sharding.Mesh", tta: bool) -> Callable[..., Any]:
-    """(batch of numpy arrays) -> probabilities, rows over the mesh; compiled once for each shape."""
-    import jax
-    import jax.numpy as jnp
-
-    from sarjax.scenes.symmetry import over_symmetries
-    from sarjax.train.mesh import batch_sharding, put_batch
-
-    def probabilities(params: Any, stats: Any, batch: Any) -> Any:
-        def once(rows: Any) -> Any:
-            return jax.nn.softmax(head.predict(params, stats, rows).astype(jnp.float32), -1)
-
-        return (over_symmetries(once) if tta else once)(batch)
-
-    step = jax.jit(probabilities, out_shardings=batch_sharding(mesh, 1))
-    return lambda batch: step(restored.params, restored.stats, put_batch(mesh, batch))
 
 
 def _tasks(
@@ -230,10 +198,9 @@ def _tasks(
 
 
 def _each(
-    engine: Engine,
+    maker: Maker,
     tasks: Sequence[Task],
     work: Path,
-    shards: int,
     say: Callable[[str], None],
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
@@ -244,9 +211,8 @@ def _each(
             say(f"{task.files.labels} is there already, made from the same files in the same way")
             records.append(task.done)
             continue
-        rows = _rows(engine, task.size, shards)
         try:
-            records.append(_make(engine._replace(rows=rows), task, work, say, progress))
+            records.append(_make(maker, task, work, say, progress))
         except UserError as e:
             failures.append(str(e).replace(str(work), str(task.files.labels.parent)))  # which will be gone
             for path in outputs_of(work, task.scene.name):
@@ -268,31 +234,24 @@ def _size(scene: Scene, reads: Reads) -> tuple[int, int]:
         return source.height, source.width
 
 
-def _rows(engine: Engine, size: tuple[int, int], shards: int) -> int:
-    """Windows in a batch: as many as asked for on every device, but not more than the scene has."""
-    count = 1
-    for n in size:
-        count *= len(cut(n, engine.windows, engine.context.alignment).origins)
-    return shards * min(engine.rows, -(-count // shards))
-
-
 def _make(
-    engine: Engine, task: Task, work: Path, say: Callable[[str], None], progress: Progress | None
+    maker: Maker, task: Task, work: Path, say: Callable[[str], None], progress: Progress | None
 ) -> dict[str, Any]:
     """Makes one scene's files in `work`, moves them to their places, and returns what its record holds."""
     start = time.perf_counter()
     scene, about, made = task.scene, task.about, outputs_of(work, task.scene.name)
     tags = {TAG: f"{about['run']} {about['checkpoint']}"}
     probabilities = made.probabilities if task.probabilities else None
-    mapped = map_scene(engine, scene, made.labels, probabilities, tags=tags, progress=progress)
-    look(made.look, scene, engine.reads, made.labels)
+    mapped = maker.make(scene, task.size, made.labels, probabilities, tags, progress)
+    look(made.look, scene, maker.reads, made.labels)
     seconds = time.perf_counter() - start
     record = about | {
         "made_by": MADE_BY,
         "version": __version__,
         "probabilities": task.probabilities,
         "size": list(task.size),
-        **_contents(mapped, engine.reads.spec, made.labels),
+        **maker.notes,
+        **_contents(mapped, maker.reads.spec, made.labels),
         "seconds": round(seconds, 2),
     }
     write_atomically(made.record, json.dumps(record, indent=1) + "\n")

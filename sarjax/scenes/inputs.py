@@ -254,18 +254,19 @@ class SceneReader:
     def read(self, window: Window) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """({sensor: (t, h, w, c), sensor_valid: (t, h, w) uint8}, (h, w) bool: seen by any sensor at any date).
 
-        The window may reach beyond the scene, below and to the right: there is no-data there, as for dates that are
-        not read.
+        The window may reach beyond the scene, or lie, below and to the right: there is no-data there, as for dates that
+        are not read.
         """
         row, column, height, width = window
         inside = Window(row, column, min(height, self.height - row), min(width, self.width - column))
+        outside = min(inside.height, inside.width) <= 0
         batch: dict[str, np.ndarray] = {}
         for name, dates in self._readers.items():
             modality = self.reads.spec.modality(name)
             image = np.zeros((len(dates), height, width, len(modality.bands)), modality.dtype)
             valid = np.zeros((len(dates), height, width), np.uint8)
             for t, reader in enumerate(dates):
-                if reader is not None:
+                if reader is not None and not outside:
                     part = t, slice(inside.height), slice(inside.width)
                     image[part], valid[part] = read_image(reader, modality, inside)
             batch |= {name: image, f"{name}_valid": valid}

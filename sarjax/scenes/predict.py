@@ -1,4 +1,4 @@
-"""From the rasters of a scene to its map: windows in, GeoTIFF out, in memory that does not grow with the scene.
+"""From the rasters of a scene to its map, by window: GeoTIFF out, in memory that does not grow with the scene.
 
 One thread reads ahead, the device works on a batch of windows, and another thread writes what is finished.
 """
@@ -7,21 +7,20 @@ import contextlib
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sarjax import raster
 from sarjax.errors import UserError
 from sarjax.models.context import FieldOfView
 from sarjax.raster import Window
 from sarjax.scenes.blending import Blender, Finished
 from sarjax.scenes.inputs import Reads, Scene, SceneReader, open_scene, scene_statistics
+from sarjax.scenes.rasters import MapFiles, Mapped, Worker, create_map
 from sarjax.scenes.windows import Axis, Windows, cut
-from sarjax.spec import IGNORE_LABEL
 
 BEHIND = 2  # regions that may wait to be written
 
@@ -42,13 +41,6 @@ class Engine(NamedTuple):
     windows: Windows
     rows: int
     by_scene: bool = False
-
-
-class Mapped(NamedTuple):
-    """What a map holds: pixels of each class, and pixels without data."""
-
-    classes: tuple[int, ...]
-    no_data: int
 
 
 def map_scene(
@@ -73,14 +65,14 @@ def map_scene(
     spec, alignment = engine.reads.spec, engine.context.alignment
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(_beside(labels)))
-        reader, writer = stack.enter_context(_Thread("reader")), stack.enter_context(_Thread("writer"))
+        reader, writer = stack.enter_context(Worker("reader")), stack.enter_context(Worker("writer"))
         source: SceneReader = reader.open(open_scene(scene, engine.reads))
         shared: dict[str, np.ndarray] = {}
         if engine.by_scene:
             shared = reader.submit(scene_statistics, source, partial(tell, f"{scene.name} statistics")).result()
         rows, columns = (cut(n, engine.windows, alignment) for n in (source.height, source.width))
         blender = Blender(rows, columns, engine.windows.overlap, engine.context.radius, spec.num_classes, folder)
-        files = _Files(*_create(writer, source, labels, probabilities, spec, dict(tags or {})))
+        files = create_map(writer, source, labels, probabilities, spec, tags)
 
         found, writing = np.zeros(256, np.int64), deque[Future]()
         samples = _read(reader, source, rows, columns, 2 * engine.rows)
@@ -88,12 +80,12 @@ def map_scene(
         for done, answer in enumerate(_predict(engine, samples, shared)):
             with _spilling(folder):
                 finished = blender.add(answer.row, answer.column, answer.values)
-            writing.append(writer.submit(files.write, finished, answer.valid))
+            writing.append(writer.submit(_write, files, finished, answer.valid))
             if len(writing) > BEHIND:
                 found += writing.popleft().result()
             tell(scene.name, done + 1, total)
         found += sum(future.result() for future in writing)
-    return Mapped(tuple(int(n) for n in found[: spec.num_classes]), int(found[IGNORE_LABEL]))
+    return Mapped.counted(found, spec.num_classes)
 
 
 class _Sample(NamedTuple):
@@ -110,7 +102,7 @@ class _Answer(NamedTuple):
     values: np.ndarray | None
 
 
-def _read(thread: "_Thread", source: SceneReader, rows: Axis, columns: Axis, ahead: int) -> Iterator[_Sample]:
+def _read(thread: Worker, source: SceneReader, rows: Axis, columns: Axis, ahead: int) -> Iterator[_Sample]:
     """The scene's windows, row by row, at most `ahead` of them waiting."""
 
     def one(i: int, j: int) -> _Sample:
@@ -168,63 +160,11 @@ def _predict(engine: Engine, samples: Iterable[_Sample], shared: Mapping[str, np
         yield from land()
 
 
-class _Files:
-    """The open map and, or None, the open probabilities."""
-
-    def __init__(self, labels: raster.Writer, probabilities: raster.Writer | None):
-        self._labels, self._probabilities = labels, probabilities
-
-    def write(self, finished: Finished, valid: np.ndarray | None) -> np.ndarray:
-        """Writes a part of the scene; how often each value of the map occurs in it, (256,).
-
-        valid: of the window that finished it, whose first pixel is the part's.
-        """
-        part, values = finished
-        seen = np.zeros((part.height, part.width), bool) if valid is None else valid[: part.height, : part.width]
-        found = np.where(seen, values.argmax(-1), IGNORE_LABEL).astype(np.uint8)
-        self._labels.write(part, found)
-        if self._probabilities is not None:
-            self._probabilities.write(part, np.where(seen[..., None], values, np.float32(np.nan)))
-        return np.bincount(found.ravel(), minlength=256)
-
-
-def _create(thread: "_Thread", source: SceneReader, labels: Path, probabilities: Path | None, spec: Any, tags: dict):
-    size, place = (source.height, source.width), source.georeference
-    yield thread.open(
-        raster.create(
-            labels, *size, 1, "uint8", georeference=place, no_data=IGNORE_LABEL, palette=spec.palette, tags=tags,
-            descriptions=("class",),
-        )
-    )  # fmt: skip
-    k, names = spec.num_classes, spec.class_names
-    yield probabilities and thread.open(
-        raster.create(
-            probabilities, *size, k, "float32", georeference=place, no_data=np.nan, descriptions=names, tags=tags
-        )
-    )
-
-
-class _Thread:
-    """One thread, and what is opened in it: a raster is not shared between threads, and is closed where it began."""
-
-    def __init__(self, name: str):
-        self._pool, self._stack = ThreadPoolExecutor(1, name), contextlib.ExitStack()
-
-    def submit(self, work: Callable, *args: Any) -> Future:
-        return self._pool.submit(work, *args)
-
-    def open(self, manager: contextlib.AbstractContextManager) -> Any:
-        return self.submit(self._stack.enter_context, manager).result()
-
-    def __enter__(self) -> "_Thread":
-        return self
-
-    def __exit__(self, *raised: Any) -> None:
-        # Rasters that are being written must see what went wrong, so that none of them appears half-written.
-        try:
-            self.submit(self._stack.__exit__, *raised).result()
-        finally:
-            self._pool.shutdown()
+def _write(files: MapFiles, finished: Finished, valid: np.ndarray | None) -> np.ndarray:
+    """valid: of the window that finished the part, whose first pixel is the part's."""
+    part, values = finished
+    seen = np.zeros((part.height, part.width), bool) if valid is None else valid[: part.height, : part.width]
+    return files.write(part, values.argmax(-1), values, seen)
 
 
 @contextlib.contextmanager

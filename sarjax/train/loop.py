@@ -116,7 +116,8 @@ def train(
         # ------------------------------------------------------------------- step
         jitted = jit_step(method, experiment, rate, abstract)
         example = abstract_batch(mesh, batches[start], jax.process_count())
-        lowered = jitted.lower(abstract, frozen, example)
+        with jax.set_mesh(mesh):  # what is drawn by row asks for it, to stay where its rows are
+            lowered = jitted.lower(abstract, frozen, example)
         began = time.monotonic()
         compiled = lowered.compile()
         for line in summary(state, compiled, config, schedule, method, len(batches.tiles), mesh):

@@ -3,7 +3,8 @@
 Scenes are tiled and deflated, or striped and LZW: a window then decodes whole lines of the scene. Each scene is mapped
 by a process of its own, so that its peak is its own. One JSON line: per size seconds without compilation, megapixels
 per second, and the peak resident memory in MB, of the whole process and of what mapping adds to the loaded and compiled
-network.
+network. With `--space N` scenes are mapped at once over N devices, and the compiler's bytes per device are there too;
+with `--figures` nothing is run.
 """
 
 import argparse
@@ -51,18 +52,15 @@ def parsed(size):
     return (height, width), layout == "striped"
 
 
-def engine_of(options):
-    """The engine for a LANet with random weights; compiled."""
+def network_of(options):
+    """(what it reads of scenes, its field of view, (params, stats), (params, stats, batch) -> logits) of a LANet."""
     import jax
-    import numpy as np
 
     from sarjax.augment.inputs import network_inputs
     from sarjax.config import Inputs
     from sarjax.models import build_network
     from sarjax.options import LANet
     from sarjax.scenes.inputs import Reads
-    from sarjax.scenes.predict import Engine
-    from sarjax.scenes.windows import choose
     from sarjax.spec import BandSpec, BandStatistics, ClassSpec, DatasetSpec, ModalitySpec, Statistics
 
     bands = tuple(BandSpec(name, "amplitude") for name in ("VV", "VH"))
@@ -73,25 +71,28 @@ def engine_of(options):
     network = build_network(LANet(width=options.width), CLASSES)
     variables = jax.jit(lambda key: network.init(key, jax.numpy.zeros((1, 64, 64, BANDS)), False))(jax.random.key(0))
 
-    @jax.jit
-    def apply(batch):
+    def predict(params, stats, batch):
         x = network_inputs(batch, inputs, spec, statistics)
-        return jax.nn.softmax(network.apply(variables, x, train=False).logits, -1)
+        return network.apply({"params": params, "batch_stats": stats}, x, train=False).logits
 
-    windows = choose(network.context, 256, options.window)
-    reads = Reads(spec, ("sar",), (0,))
-    return Engine(apply, reads, network.context, windows, options.batch, options.by_scene), np
+    return Reads(spec, ("sar",), (0,)), network.context, (variables["params"], variables["batch_stats"]), predict
 
 
-def one(options):
-    """Maps one scene, and prints what it took."""
-    from sarjax.scenes.inputs import Scene
-    from sarjax.scenes.predict import map_scene
-    from sarjax.scenes.windows import cut
+def by_windows(options, height, width):
+    """(what is known before, a function that maps a scene) with the program compiled."""
+    import jax
+    import numpy as np
 
-    engine, np = engine_of(options)
-    (height, width), striped = parsed(options.sizes[0])
-    h, w = (cut(n, engine.windows, engine.context.alignment).length for n in (height, width))
+    from sarjax.scenes.predict import Engine, map_scene
+    from sarjax.scenes.windows import choose, cut
+
+    reads, context, variables, predict = network_of(options)
+    step = jax.jit(lambda params, stats, batch: jax.nn.softmax(predict(params, stats, batch), -1))
+    windows = choose(context, 256, options.window)
+    engine = Engine(
+        lambda batch: step(*variables, batch), reads, context, windows, options.batch, by_scene=options.by_scene
+    )
+    h, w = (cut(n, engine.windows, context.alignment).length for n in (height, width))
     batch = {
         "sar": np.zeros((engine.rows, 1, h, w, BANDS), np.uint8),
         "sar_valid": np.zeros((engine.rows, 1, h, w), np.uint8),
@@ -99,24 +100,51 @@ def one(options):
     if engine.by_scene:
         batch |= {f"sar_{name}": np.ones((engine.rows, 1, BANDS), np.float32) for name in ("mean", "std")}
     np.asarray(engine.apply(batch))
-    before, start = peak(), time.perf_counter()
-    out = options.folder
-    map_scene(engine, Scene("scene", {"sar": (out / "scene.tif",)}), out / "map.tif", out / "probabilities.tif")
-    seconds = time.perf_counter() - start
-    print(
-        json.dumps(
-            {
-                "size": f"{height}x{width}",
-                "layout": "striped, LZW" if striped else "tiled, deflate",
-                "window": engine.windows.side,
-                "overlap": engine.windows.overlap,
-                "seconds": round(seconds, 2),
-                "megapixels_per_second": round(height * width / 1e6 / seconds, 3),
-                "peak_mb": round(peak()),
-                "added_mb": round(peak() - before),
-            }
-        )
-    )
+    return {"window": windows.side, "overlap": windows.overlap}, lambda *paths: map_scene(engine, *paths)
+
+
+def at_once(options, height, width):
+    """The same for a scene in strips over devices."""
+    import jax
+
+    from sarjax.config import Mesh
+    from sarjax.scenes.whole import Whole, footprint, map_whole
+    from sarjax.train.mesh import make_mesh
+
+    jax.config.update("jax_num_cpu_devices", options.space)
+    reads, context, variables, predict = network_of(options)
+    mesh = make_mesh(Mesh(1, 1, options.space), jax.devices()[: options.space])
+    variables = jax.device_put(variables, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    whole = Whole(predict, variables, reads, context, mesh, by_scene=options.by_scene, window=1216)
+    layout, start = whole.lay(height, width), time.perf_counter()
+    program = whole.program(layout, True)
+    about = {
+        "strips": options.space,
+        "compiler_mb_per_device": round(footprint(program, whole, layout).total / 1e6),
+        "compilation_seconds": round(time.perf_counter() - start, 1),
+    }
+    return about, lambda *paths: map_whole(whole, *paths)
+
+
+def one(options):
+    """Maps one scene, and prints what it took."""
+    from sarjax.scenes.inputs import Scene
+
+    (height, width), striped = parsed(options.sizes[0])
+    about, work = (at_once if options.space else by_windows)(options, height, width)
+    about = {"size": f"{height}x{width}", "layout": "striped, LZW" if striped else "tiled, deflate", **about}
+    if not options.figures:
+        before, start = peak(), time.perf_counter()
+        out = options.folder
+        work(Scene("scene", {"sar": (out / "scene.tif",)}), out / "map.tif", out / "probabilities.tif")
+        seconds = time.perf_counter() - start
+        about |= {
+            "seconds": round(seconds, 2),
+            "megapixels_per_second": round(height * width / 1e6 / seconds, 3),
+            "peak_mb": round(peak()),
+            "added_mb": round(peak() - before),
+        }
+    print(json.dumps(about))
 
 
 def peak():
@@ -129,6 +157,8 @@ def main():
     parser.add_argument("--width", type=float, default=0.25, help="of the network")
     parser.add_argument("--window", type=int, default=0)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--space", type=int, default=0, help="map scenes at once over so many devices")
+    parser.add_argument("--figures", action="store_true", help="with --space: only compile, and print what it says")
     parser.add_argument("--by-scene", action="store_true", help="normalise by the scene's own statistics")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -141,7 +171,8 @@ def main():
             command = [c for c in command if c not in options.sizes] + [size]
             make = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path\n"
             make += f"import predict; predict.make_scene(Path({folder!r}) / 'scene.tif', {size!r})"
-            subprocess.run([sys.executable, "-c", make], check=True)
+            if not options.figures:
+                subprocess.run([sys.executable, "-c", make], check=True)
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found.append(json.loads(done.stdout.splitlines()[-1]))
     print(json.dumps({"benchmark": "predict", "network_width": options.width, "scenes": found}))

@@ -14,7 +14,7 @@ from sarjax.config import Augment, Inputs, Mesh
 from sarjax.errors import UserError
 from sarjax.methods.record import Head
 from sarjax.models.context import FieldOfView
-from sarjax.reports.maps import choose_windows, reads_of
+from sarjax.reports.makers import choose_windows, reads_of
 from sarjax.scenes.windows import Windows
 from sarjax.train.mesh import make_mesh
 from sarjax.train.run import restore_run
