@@ -11,7 +11,7 @@ import toy
 from sarjax.augment.geometry import geometry
 from sarjax.augment.inputs import network_inputs
 from sarjax.augment.radiometry import radiometry
-from sarjax.config import Augment, Data, Inputs, Mesh
+from sarjax.config import Augment, Data, Inputs
 from sarjax.data.pipeline import Batches
 from sarjax.errors import UserError
 from sarjax.losses.distillation import feature_loss, logit_distillation
@@ -23,7 +23,6 @@ from sarjax.models import build_network
 from sarjax.models.resampling import adaptive_avg_pool
 from sarjax.options import DHFA, FCN, Clustering, DeepLabV3, Distillation, LANet, Supervised
 from sarjax.spec import IGNORE_LABEL
-from sarjax.train.mesh import make_mesh, put_batch
 
 DATA = toy.dataset(size=64)
 SMALL = DHFA(width=0.0625)
@@ -281,19 +280,6 @@ def test_scene_clustering_beside_it():
     found, _ = run(method, variables, frozen, batch)
     assert {"instance", "cluster", "logits", "head"} <= set(found)
     assert all(np.isfinite(float(t.mean())) for t in found.values())
-
-
-def test_eight_devices_see_one_batch():
-    teacher, _ = taught_by()
-    method = build_method(context_of(Distillation(pairs=1), teacher=teacher, labelled=0.5))
-    variables = jax.jit(method.init)(jax.random.key(0))
-    frozen = taught_by()[1]
-    batch = Batches(DATA.split("train"), method.streams, batch_size=8, seed=0, labelled=0.5)[0]
-    mesh = make_mesh(Mesh())
-    alone = run(method, variables, frozen, batch)[0]
-    sharded = run(method, variables, frozen, {k: put_batch(mesh, v) for k, v in batch.items()})[0]
-    for name, term in alone.items():
-        assert float(sharded[name].mean()) == pytest.approx(float(term.mean()), rel=2e-5), name
 
 
 def changed(**changes):

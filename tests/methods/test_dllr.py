@@ -103,26 +103,16 @@ def test_pseudo_labels_of_a_report_are_those_of_inference():
         np.testing.assert_allclose(found[head].weight, np.where(where, jax.nn.softmax(logits).max(-1), 0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("unlabelled", [1, 2])
-def test_the_same_on_eight_devices(unlabelled):
-    options = LabelReassignment(region=True, unlabelled=unlabelled)
-    context = context_of(options, augment=Augment(flip=True, rotate=True))
-    method = build_method(context)
+def test_eight_devices_gather_nothing():
+    """Neither pixels for transport, nor where labelled and unlabelled rows lie; the rest is in train/test_layouts.py."""
+    options = LabelReassignment(region=True, unlabelled=2)
+    method = build_method(context_of(options, augment=Augment(flip=True, rotate=True)))
     variables = jax.jit(method.init)(jax.random.key(0))
     batch = Batches(DATA.split("train"), method.streams, batch_size=8, seed=0, labelled=0.5)[0]
-    results = []
-    for mesh in (make_mesh(Mesh(data=1), jax.devices()[:1]), make_mesh(Mesh())):
-        placed = put_batch(mesh, batch)
-        rest = Rest(None, variables.stats, variables.memory)
-        arguments = variables.params, rest, placed, KEY, jnp.int32(15)
-        compiled = jax.jit(method.loss).lower(*arguments).compile()
-        terms, outputs = compiled(*arguments)
-        results.append(({k: (t.total, t.weight) for k, t in terms.items()}, outputs.memory, outputs.metrics))
+    rest = Rest(None, variables.stats, variables.memory)
+    arguments = variables.params, rest, put_batch(make_mesh(Mesh()), batch), KEY, jnp.int32(15)
+    compiled = jax.jit(method.loss).lower(*arguments).compile()
     assert set(totals(collectives(compiled.as_text()))) == {"all-reduce"}
-    one, eight = results
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), one[1], eight[1])
-    for name, (total, weight) in one[0].items():
-        np.testing.assert_allclose(eight[0][name], (total, weight), rtol=2e-3, err_msg=name)
 
 
 def test_a_resumed_run_is_bit_identical(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from sarjax.options import (
 )
 from sarjax.spec import ClassSpec
 from sarjax.train.collectives import collectives, totals
-from sarjax.train.mesh import make_mesh, put_batch
+from sarjax.train.mesh import make_mesh, put_batch, replicated
 
 SMALL, WIDE = Change(width=1 / 32), Change(width=1 / 16, channels=96)
 NOTHING = dict.fromkeys(("bfdd_pixel", "bfdd_category", "ccrd_pixel", "ccrd_cluster"), 0.0)
@@ -314,37 +314,22 @@ def test_relations_need_both_dates_in_the_student_too():
     assert all((float(term.weight) == 0) == ("stride" in name) for name, term in found.items())
 
 
-def test_eight_devices_equal_one_and_gather_nothing(whole):
+def test_eight_devices_gather_nothing(whole):
+    """What they come to is in `train/test_layouts.py`."""
     method, variables, frozen, _, _, _ = whole
     batch = Batches(DATA.split("train"), method.streams, batch_size=8, seed=0)[0]
 
-    def step(params, stats, frozen, batch):
+    def gradient(params, stats, frozen, batch):
         def value(params):
-            terms, outputs = method.loss(params, Rest(frozen, stats, {}), batch, KEY, jnp.zeros((), jnp.int32))
-            return sum(t.factor * t.mean() for t in terms.values()), (terms, outputs.stats)
+            terms, _ = method.loss(params, Rest(frozen, stats, {}), batch, KEY, jnp.zeros((), jnp.int32))
+            return sum(t.factor * t.mean() for t in terms.values())
 
-        return jax.value_and_grad(value, has_aux=True)(params)
+        return jax.grad(value)(params)
 
-    found = []
-    for devices in (1, 8):
-        mesh = make_mesh(Mesh(), jax.devices()[:devices])
-        put = {name: put_batch(mesh, rows) for name, rows in batch.items()}
-        whole_tree = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        args = jax.device_put((variables.params, variables.stats, frozen), whole_tree)
-        compiled = jax.jit(step).lower(*args, put).compile()
-        found.append(jax.device_get(compiled(*args, put)))
+    mesh = make_mesh(Mesh())
+    args = jax.device_put((variables.params, variables.stats, frozen), replicated(mesh))
+    compiled = jax.jit(gradient).lower(*args, put_batch(mesh, batch)).compile()
     assert set(totals(collectives(compiled.as_text()))) == {"all-reduce"}
-    (one, (terms, stats)), gradient = found[0]
-    (many, (their_terms, their_stats)), their_gradient = found[1]
-    np.testing.assert_allclose(many, one, rtol=1e-5)
-    for name, term in terms.items():
-        np.testing.assert_allclose(their_terms[name].total, term.total, rtol=1e-3, atol=1e-5, err_msg=name)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), stats, their_stats)
-    size = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(gradient)))
-    off = np.sqrt(
-        sum(float(((a - b) ** 2).sum()) for a, b in zip(*map(jax.tree.leaves, (gradient, their_gradient)), strict=True))
-    )
-    assert off < 1e-3 * size
 
 
 def test_cells_hold_the_shares_of_labelled_pixels():

@@ -63,10 +63,10 @@ def cases():
         ).experiment
         return Context(experiment, data.spec, data.statistics, Schedule(STEPS, 12, 8), teacher)
 
-    def taught(data, options, network, wide):
+    def taught(data, options, network, wide, **asked):
         by = context(data, Supervised(), wide, ("optical",))
         teacher = Teacher(build_method(by), by.experiment, data.spec, data.statistics)
-        return context(data, options, network, teacher=teacher)
+        return context(data, options, network, teacher=teacher, **asked)
 
     lanet, both = LANet(width=1 / 16), ("sar", "optical")
     student, wide = Change(width=1 / 32), Change(width=1 / 16, channels=96)
@@ -74,7 +74,10 @@ def cases():
     found = {
         "supervised": (context(plain, Supervised(dice=1.0), lanet), plain),
         "scene_clustering": (context(plain, SceneClustering(clustering=Clustering(warmup=0)), lanet), plain),
-        "dhfa": (taught(plain, Distillation(head=1.0, logits=1.0), DHFA(width=1 / 16), DHFA(width=1 / 16)), plain),
+        "dhfa": (
+            taught(plain, Distillation(hard=1.0, pairs=1), DHFA(width=1 / 16), DHFA(width=1 / 16), labelled=0.5),
+            plain,
+        ),
         # At a higher rate it is unstable, and what one rounds otherwise grows tenfold a step.
         "dllr": (context(plain, dllr, DLLR(width=1 / 16), both, labelled=0.5, rate=1e-4), plain),
         "frd": (taught(dates, RelationalDistillation(logits=1.0), student, wide), dates),
