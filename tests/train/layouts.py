@@ -57,7 +57,7 @@ def cases():
             options,
             network=network,
             inputs=Inputs(modalities=modalities, by_date=network.DATES > 1),
-            augment=Augment(flip=True, rotate=True, speckle=3.0, swap_dates=network.DATES > 1),
+            augment=Augment(flip=True, rotate=True, jitter=0.3, swap_dates=network.DATES > 1),
             data=Data("toy", labelled=labelled),
             optimizer=dataclasses.replace(sgd, learning_rate=rate),
         ).experiment
