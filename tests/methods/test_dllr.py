@@ -104,7 +104,7 @@ def test_pseudo_labels_of_a_report_are_those_of_inference():
 
 
 def test_eight_devices_gather_nothing():
-    """Neither pixels for transport, nor where labelled and unlabelled rows lie; the rest is in train/test_layouts.py."""
+    """Neither pixels for transport nor where rows lie; what they come to is in train/test_layouts.py."""
     options = LabelReassignment(region=True, unlabelled=2)
     method = build_method(context_of(options, augment=Augment(flip=True, rotate=True)))
     variables = jax.jit(method.init)(jax.random.key(0))
