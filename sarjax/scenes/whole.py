@@ -8,7 +8,7 @@ of the whole image, as "inference on the whole image" is meant in `sarjax.scenes
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,7 +182,8 @@ class _Strips:
 
     def __init__(self, x: jax.Array, layout: Layout):
         self._shards = sorted(x.addressable_shards, key=lambda shard: shard.index[1].start or 0)
-        self._depth, self._width, self._held = layout.depth, layout.width, {}
+        self._depth, self._width = layout.depth, layout.width
+        self._held: dict[int, np.ndarray] = {}
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         first, last = rows.start // self._depth, (rows.stop - 1) // self._depth
@@ -257,7 +258,7 @@ def check_memory(whole: Whole, name: str, layout: Layout, program: Any, say: Cal
     if available is None or taken.total <= available:
         return
     raise UserError(
-        f"{name} would take {_gib(taken.total)} on each of {devices}, which has {_gib(available)}: "
+        f"{name} would take {_gib(taken.total)} on each of {devices}, of which each has {_gib(available)}: "
         f"{what_fits(taken, layout, whole.context.alignment, whole.window, memory, jax.local_device_count())}."
     )
 
@@ -297,7 +298,8 @@ def what_fits(
 
 
 @contextlib.contextmanager
-def _memory_of(name: str):
+def _memory_of(name: str) -> Iterator[None]:
+    """Memory that runs out nevertheless, in one sentence."""
     try:
         yield
     except jax.errors.JaxRuntimeError as e:

@@ -34,7 +34,7 @@ OPERATIONS = {
     "1x1, stride 2, after 3x3": (convolution(nn.Sequential([conv(3, 3), conv(2, 1, stride=2)])), True),
     "dilated": (convolution(conv(2, 3, dilation=5)), True),
     "transposed": (convolution(nn.ConvTranspose(2, (3, 3), (2, 2), ((1, 2), (1, 2)))), True),
-    "max pool": (lambda x: r.max_pool(x - 9, 3, 2, 1), True),
+    "max pool": (lambda x: r.max_pool(r.max_pool(x - 9, 3, 1, 1), 3, 2, 1), True),
     "mean pool": (lambda x: r.avg_pool(x, 7, 1, 3), True),
     "patches": (lambda x: r.resize_bilinear(r.patch_means(x, 2), x.shape[1:3]), True),
     "enlarged by 2": (lambda x: r.resize_bilinear(x, (2 * x.shape[1], 2 * x.shape[2])), True),

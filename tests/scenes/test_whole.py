@@ -146,7 +146,7 @@ def test_a_scene_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):
     with pytest.raises(UserError) as e:
         maps(case, 2, paths, tmp_path / "out", say=said.append)
     assert "sar would take 0.00" in str(e.value)
-    assert "on each of 2 devices, which has 0.00 GiB: by estimate, " in str(e.value)
+    assert "on each of 2 devices, of which each has 0.00 GiB: by estimate, " in str(e.value)
     assert said[0].startswith("sar: one image of 100 x 200 pixels on 2 devices, 0.00 GiB each by the compiler's count")
     assert not any((tmp_path / "out").iterdir())
     monkeypatch.setattr(module, "available_memory", lambda: None)
