@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from collectives import collectives
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding
@@ -18,6 +17,7 @@ from sarjax.models import resampling as r
 from sarjax.models.layers import conv
 from sarjax.models.strips import strips
 from sarjax.options import DHFA, FCN, Change, FCSiamDiff, LANet, PSPNet
+from sarjax.train.collectives import collectives
 
 KEY = jax.random.key(0)
 
@@ -144,11 +144,11 @@ def test_over_devices_as_on_one(options, devices):
 
 def only_neighbours(compiled, x, n):
     """Of what travels nothing is more than a few rows: of 1/4 of the height and 4 channels, 8 of at most 32."""
-    travels = collectives(compiled)
-    assert {kind for kind, _ in travels} <= {"collective-permute"}
+    travels = collectives(compiled.as_text())
+    assert {one.kind for one in travels} <= {"collective-permute"}
     assert (n > 1) == bool(travels)
-    for _, elements in travels:
-        assert elements <= 8 * (x.shape[2] // 4) * 32
+    for one in travels:
+        assert np.prod(one.shape) <= 8 * (x.shape[2] // 4) * 32
 
 
 def test_an_image_shorter_than_its_strips():
@@ -163,7 +163,7 @@ def test_other_networks_that_look_so_far(options):
     network, variables, x, expected = case(options, 5, 2)
     found, compiled = over_devices(network, variables, x, x.shape[1], 4)
     same(found, expected)
-    assert {kind for kind, _ in collectives(compiled)} == {"collective-permute"}
+    assert {one.kind for one in collectives(compiled.as_text())} == {"collective-permute"}
 
 
 @pytest.mark.parametrize(
