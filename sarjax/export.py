@@ -32,7 +32,7 @@ from sarjax.train.run import restore_run
 
 # What is in a run's directory, or may come there: no export is written in its place.
 OF_A_RUN = ("config.json", "manifest.json", "spec.json", "stats.json", "metrics.jsonl", "events", "checkpoints", "best",
-            "teacher", "bench")  # fmt: skip
+            "teacher", "lock", "bench")  # fmt: skip
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 DEFAULT_PLATFORMS = ("cpu", "cuda", "tpu")
 
