@@ -130,6 +130,7 @@ def compile_step(experiment: Experiment, data: Any, mesh: jax.sharding.Mesh, tea
     state, frozen = planned_state(method, experiment, teacher, mesh)
     batch = planned_batch(method, experiment, data, mesh)
     rate = learning_rate(experiment.optimizer, schedule.steps)
-    lowered = jit_step(method, experiment, rate, state).lower(state, frozen, batch)
+    with jax.set_mesh(mesh):  # as in a run
+        lowered = jit_step(method, experiment, rate, state).lower(state, frozen, batch)
     options = QUICK if mesh.devices.flat[0].platform == "cpu" else None
     return Program(lowered.compile(compiler_options=options), state, frozen, batch, dict(mesh.shape))

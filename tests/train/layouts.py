@@ -121,12 +121,13 @@ def train(context, data, mesh, *, process=0, processes=1) -> Trained:
         processes=processes,
     )
     rate = learning_rate(experiment.optimizer, STEPS)
-    step = make_step(method, optimizer, rate, key=keys(experiment.seed)["step"])
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    jitted = jax.jit(step, out_shardings=(shardings, replicated(mesh)))
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_step(method, optimizer, rate, key=keys(experiment.seed)["step"], shardings=places.params)
+    jitted = jax.jit(step, out_shardings=(places, replicated(mesh)))
     losses, gradient = [], None
     for s in range(STEPS):
-        state, metrics = jitted(state, frozen, put_batch(mesh, batches[s]))
+        with jax.set_mesh(mesh):
+            state, metrics = jitted(state, frozen, put_batch(mesh, batches[s]))
         losses.append(float(metrics["loss"]))
         if s == 0:
             leaves = jax.device_get(jax.jit(lambda t: t, out_shardings=replicated(mesh))(state.opt_state))
