@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from toy_scenes import GAP, LABELS, SPEC, TILE, Toy, found, histogram, only
 
-from sarjax.data import doctor, tally
+from sarjax.data import tally
 from sarjax.data.doctor import KINDS, SHOWN, check, render, to_dict
 from sarjax.data.layout import Problem
 from sarjax.spec import BandSpec, Transform
@@ -244,84 +244,6 @@ class TestNoData:
         assert found(check(toy.layout())) == [("no-data", "a.tif")]
         toy.write("optical", "a", np.zeros((130, 100, 2), np.uint8))
         assert found(check(toy.layout())) == [("no-data", "a")]  # said once of the scene
-
-
-class TestAlignment:
-    @pytest.fixture
-    def lakes(self, tmp_path):
-        return Toy(tmp_path, names=("a", "b", "c"), size=(200, 200))
-
-    def test_the_difference_is_exact(self, lakes):
-        optical, label = (lakes.arrays["a"][k] for k in ("optical", "label"))
-        optical[150:, 150:] = 0  # no-data say nothing of water
-        lakes.write("optical", "a")
-        green, nir = optical[..., 0].astype(float), optical[..., 1].astype(float)
-        index = (green - nir) / np.where(green + nir > 0, green + nir, 1)
-        seen = optical.any(-1)
-        wet, dry = seen & (label == 30), seen & (label != 30) & (label != 0)
-        (measured,) = check(lakes.layout()).ndwi["a"]
-        assert measured == pytest.approx(index[wet].mean() - index[dry].mean(), abs=1e-6)
-        assert measured > 0.2
-
-    def test_shifted_labels_are_flagged(self, lakes):
-        lakes.write("label", "b", np.roll(lakes.arrays["b"]["label"], (37, 53), (0, 1)))
-        report = check(lakes.layout())
-        problem = only(report)
-        assert (problem.severity, problem.kind, problem.where) == ("warning", "alignment", "b")
-        assert report.ndwi["b"][0] < 0.09 < report.ndwi["a"][0]
-        assert f"{report.ndwi['b'][0]:+.3f}" in problem.text
-
-    def test_labels_of_another_scene_are_flagged(self, lakes):
-        lakes.write("label", "c", lakes.arrays["a"]["label"])
-        assert found(check(lakes.layout())) == [("alignment", "c")]
-
-    def test_not_asked_for(self, lakes):
-        lakes.write("label", "b", np.roll(lakes.arrays["b"]["label"], (37, 53), (0, 1)))
-        report = check(lakes.layout(water=None))
-        assert not report.problems
-        assert not report.ndwi
-
-    @pytest.mark.parametrize(("wet", "dry"), [(999, None), (None, 999), (0, None), (None, 0)])
-    def test_too_few_pixels_are_not_judged(self, lakes, wet, dry):
-        """`wet` pixels of water, or `dry` of anything else, all in the wrong place."""
-        label = np.full(200 * 200, 10 if dry is None else 30, np.uint8)
-        label[: wet or dry or 0] = 30 if dry is None else 10
-        lakes.arrays["a"]["optical"][:] = (60, 90) if dry is None else (90, 60)
-        lakes.write("optical", "a")
-        lakes.write("label", "a", label.reshape(200, 200))
-        report = check(lakes.layout())
-        assert report.ndwi["a"] == (None,)
-        assert not found(report, "alignment")
-        label[:1000] = 30 if dry is None else 10
-        lakes.write("label", "a", label.reshape(200, 200))
-        report = check(lakes.layout())
-        assert report.ndwi["a"] == (0,)
-        assert found(report, "alignment") == [("alignment", "a")]
-
-    @pytest.mark.parametrize("wet", [39, 40])
-    def test_too_small_a_share_is_not_judged(self, lakes, monkeypatch, wet):
-        monkeypatch.setattr(doctor, "JUDGED_PIXELS", 1)
-        label = np.full(200 * 200, 10, np.uint8)
-        label[:wet] = 30
-        lakes.write("label", "a", label.reshape(200, 200))
-        assert (check(lakes.layout()).ndwi["a"] == (None,)) == (wet == 39)
-
-    def test_each_date_is_judged(self, lakes, tmp_path):
-        moved = np.roll(lakes.arrays["b"]["optical"], (37, 53), (0, 1))
-        fake_data.write_tiff(tmp_path / "later.tif", moved)
-        layout = lakes.layout()
-        scenes = tuple(
-            s._replace(
-                images={m: (*p, tmp_path / "later.tif" if m == "optical" else p[0]) for m, p in s.images.items()}
-            )
-            for s in layout.scenes
-            if s.name == "b"
-        )
-        spec = dataclasses.replace(SPEC, dates=2)
-        report = check(dataclasses.replace(layout, spec=spec, scenes=scenes, splits={"b": "train"}))
-        assert only(report).kind == "alignment"
-        assert report.ndwi["b"][0] > 0.2
-        assert report.ndwi["b"][1] < 0.09
 
 
 class TestDuplicates:
