@@ -127,7 +127,10 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices per mesh axis; -1 takes what is left. See `sarjax.train.mesh`."""
+    """Devices per mesh axis; -1 takes what is left. See `sarjax.train.mesh`.
+
+    space, beside more than one device along the others, needs images of 128 lines (`feed.LEAST_LINES_IN_STRIPS`).
+    """
 
     data: int = -1
     fsdp: int = 1

@@ -66,6 +66,9 @@ def test_heights_that_devices_do_not_divide(fake_records, tmp_path, capsys):
     odd = ("--workdir", tmp_path / "run", "--data-dir", fake_records, *SHRINK, "--mesh.space", 3)
     message = fails(capsys, "train", "ombria_s1", *odd)
     assert "execution.mesh.space is 3, which does not divide images of 64 lines" in message
+    small = (*odd[:-2], "--mesh.data", 2, "--mesh.space", 2)
+    message = fails(capsys, "train", "ombria_s1", *small)
+    assert "images of 64 lines are too small to be cut into strips beside rows" in message
 
 
 def test_the_same_command_again(trained, fake_records, capsys):
