@@ -5,6 +5,7 @@ nothing couples rows it changes nothing (`test_step.test_devices_and_microbatche
 bit (ReLU at zero, speckle, rounding of resampled views) is left out of the networks and inputs: see `layouts`.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -27,19 +28,6 @@ TOLERANCE = {"supervised": SMOOTH, "scene_clustering": SMOOTH, "dhfa": SMOOTH, "
 CASES = layouts.cases()
 
 
-@pytest.fixture(scope="module")
-def one():
-    """(method) -> what one device makes of it."""
-    known = {}
-
-    def of(method):
-        if method not in known:
-            known[method] = layouts.train(*CASES[method], make_mesh(Mesh(), jax.devices()[:1]))
-        return known[method]
-
-    return of
-
-
 def assert_same(found, wanted, tolerance, what):
     flipped = float((found.answer != wanted.answer).mean())
     apart = np.abs(found.losses / wanted.losses - 1)
@@ -53,24 +41,17 @@ def assert_same(found, wanted, tolerance, what):
     assert wanted.sure[found.answer != wanted.answer].max(initial=0.0) < 100 * tolerance
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("method", CASES)
-def test_one_device_and_eight(method, layout, one):
-    found = layouts.train(*CASES[method], make_mesh(LAYOUTS[layout]))
-    assert_same(found, one(method), TOLERANCE[method], f"{method}, {layout}")
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """The folder that two processes of four devices filled."""
-    folder, port = tmp_path_factory.mktemp("processes"), free_port()
+@contextlib.contextmanager
+def two_processes(method, folder):
+    """(two processes of four devices that train meanwhile) -> a function that waits for what they make of it."""
+    port = free_port()
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(HERE.parent.parent), str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     }
     members = [
         subprocess.Popen(
-            [sys.executable, str(HERE / "layouts.py"), *map(str, (folder / "made", process, 2, port))],
+            [sys.executable, str(HERE / "layouts.py"), *map(str, (folder / "made.npz", method, process, 2, port))],
             env=env,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -78,16 +59,28 @@ def two_processes(tmp_path_factory):
         )
         for process in range(2)
     ]
-    ends = [member.communicate(timeout=900)[1] for member in members]
-    assert [member.returncode for member in members] == [0, 0], ends
-    return folder
+
+    def result():
+        ends = [member.communicate()[1] for member in members]
+        assert [member.returncode for member in members] == [0, 0], ends
+        with np.load(folder / "made.npz") as made:
+            return layouts.Trained(**made)
+
+    try:
+        yield result
+    finally:
+        for member in members:
+            member.kill()
 
 
 @pytest.mark.parametrize("method", CASES)
-def test_one_device_and_two_processes_of_four(method, one, two_processes):
-    with np.load(two_processes / f"{method}.npz") as made:
-        found = layouts.Trained(**made)
-    assert_same(found, one(method), TOLERANCE[method], f"{method}, 2 processes x 4 devices")
+def test_the_same_on_every_layout(method, tmp_path):
+    with two_processes(method, tmp_path) as theirs:
+        one = layouts.train(*CASES[method], make_mesh(Mesh(), jax.devices()[:1]))
+        for name, mesh in LAYOUTS.items():
+            found = layouts.train(*CASES[method], make_mesh(mesh))
+            assert_same(found, one, TOLERANCE[method], f"{method}, {name}")
+        assert_same(theirs(), one, TOLERANCE[method], f"{method}, 2 processes x 4 devices")
 
 
 def test_every_method_is_in_the_table():

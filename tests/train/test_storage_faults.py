@@ -94,7 +94,7 @@ def test_resumed_on_another_mesh(undisturbed, tmp_path, mesh, step, said_of_it):
     stopped_at(step, config(), tmp_path)
     state, said = toy.train(config(mesh=mesh), tmp_path)
     assert any("not bit-identical" in line and said_of_it in line for line in said)
-    assert (state.memory["bank"].sharding.spec[0] == "fsdp") == (mesh.fsdp > 1)
+    assert ("fsdp" in state.memory["bank"].sharding.spec) == (mesh.fsdp > 1)
     for name in ("params", "stats", "memory"):
         for a, b in zip(*map(jax.tree.leaves, (getattr(state, name), getattr(undisturbed, name))), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
