@@ -89,7 +89,7 @@ KINDS: dict[str, DeviceKind] = {
         ),
         DeviceKind(
             "v5p",
-            memory=95 * 2**30,
+            memory=95e9,
             usable=0.9,
             bfloat16=459e12,
             float32=459e12,
@@ -97,8 +97,12 @@ KINDS: dict[str, DeviceKind] = {
             link=600e9,
             domain=6144,
             network=50e9 / 8,
-            sources=("https://docs.cloud.google.com/tpu/docs/v5p",),
-            notes=(*_TPU, "the largest job has 6,144 chips of a pod's 8,960"),
+            sources=("https://docs.cloud.google.com/tpu/docs/v5p-training",),
+            notes=(
+                *_TPU,
+                "the largest job has 6,144 chips of a pod's 8,960",
+                "network: 50 Gb/s a chip, an assumption",
+            ),
         ),
     )
 }

@@ -73,6 +73,7 @@ def two_processes(method, folder):
             member.kill()
 
 
+@pytest.mark.timeout(1800)  # six programs to compile; of DLLR that takes minutes
 @pytest.mark.parametrize("method", CASES)
 def test_the_same_on_every_layout(method, tmp_path):
     with two_processes(method, tmp_path) as theirs:
