@@ -115,7 +115,11 @@ def test_the_disk_is_full(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         at_step(patch, 4, fill)
         try:
-            with pytest.raises(UserError, match=r"cannot save to .*: File too large; checkpoints/2 is the newest"):
+            # Step 4 fails in the background: `best`, at the end, may be noticed before, and the checkpoint library may
+            # trip over what it is still clearing away.
+            why, newest = "(File too large|Directory not empty)", "(checkpoints/2 is the newest|there is none)"
+            what = f"cannot save to .*: {why}; {newest}"
+            with pytest.raises(UserError, match=what):
                 toy.train(cfg, tmp_path / "run")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
