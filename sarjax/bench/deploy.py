@@ -5,11 +5,9 @@ jax and numpy alone. Stored bands go in from host memory and class labels come o
 """
 
 import contextlib
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,12 +19,12 @@ from typing import Any, NamedTuple
 import jax
 
 from sarjax.augment.inputs import channel_count
+from sarjax.bench.timing import machine
 from sarjax.bench.worker import PROGRESS
 from sarjax.config import Mesh
 from sarjax.errors import UserError
 from sarjax.export import DEFAULT_PLATFORMS, export_head, held_weights, image_shapes, require_flatbuffers
 from sarjax.files import write_atomically
-from sarjax.machine import processor
 from sarjax.methods.record import Head
 from sarjax.models.cost import count_flops
 from sarjax.models.resampling import LARGEST_SIDE
@@ -98,7 +96,7 @@ def bench_deploy(
     side = _side(run, candidates, size)
     folder = results_folder(run, "bench")
     try:
-        networks, machine = _measure(candidates, side, repetitions, say)
+        networks, measured_on = _measure(candidates, side, repetitions, say)
         result = {
             "format": FORMAT,
             "run": str(run.resolve()),
@@ -107,7 +105,7 @@ def bench_deploy(
             "batch": 1,
             "repetitions": repetitions,
             "measured": MEASURED,
-            **machine,
+            **measured_on,
             "networks": networks,
         }
         write_atomically(folder / FILE, json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -176,18 +174,18 @@ def _measure(
         for file, facts in programs.items():
             alone = _work(0, 1, [file], f"memory of {Path(file).name}", say)
             facts["rss_start_bytes"], facts["rss_peak_bytes"] = alone["rss_start_bytes"], alone["rss_peak_bytes"]
-        threads, machine = [0], {}
+        threads, measured_on = [0], {}
         while threads:
             cores = threads.pop()
             found = _work(cores, repetitions, list(programs), "one thread" if cores else "all that is there", say)
             cpu = found["platform"] == "cpu"
-            if not machine:
-                machine = _machine(found)
+            if not measured_on:
+                measured_on = _machine(found)
                 if cpu and found["cores"] > 1 and hasattr(os, "sched_setaffinity"):
                     threads.append(1)
             for program in found["programs"]:
                 _add(programs[program["file"]], program, found["cores"] if cpu else None)
-    return networks, machine
+    return networks, measured_on
 
 
 def _describe(c: Candidate, side: int) -> dict[str, Any]:
@@ -244,15 +242,7 @@ def _add(facts: dict[str, Any], program: dict[str, Any], threads: int | None) ->
 
 
 def _machine(found: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "platform": found["platform"],
-        "device": found["device"],
-        "processor": processor(),
-        "cores": found["cores"],
-        "versions": {name: importlib.metadata.version(name) for name in ("sarjax", "jax", "jaxlib", "numpy")},
-        "python": platform.python_version(),
-        "xla_flags": os.environ.get("XLA_FLAGS", "").strip(),
-    }
+    return {"platform": found["platform"], "device": found["device"], **machine(), "cores": found["cores"]}
 
 
 # --- The process that measures

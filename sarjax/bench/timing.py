@@ -1,0 +1,78 @@
+"""How everything is timed here: the sides take turns in one process, and each is told by its median and spread."""
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sarjax.errors import UserError
+from sarjax.machine import processor, visible_cores
+
+Side = Callable[[], Any]
+REPETITIONS = 5
+
+
+def in_turns(
+    sides: Mapping[str, Side], repetitions: int = REPETITIONS, *, settle: bool = False
+) -> dict[str, dict[str, float]]:
+    """{side: {"median", "min", "max" in seconds, "n"}} of sides that are called in turn: A B A B ...
+
+    A side returns when its work is done, or something that `jax.block_until_ready` waits for. Each is called once
+    before anything counts.
+
+    Args:
+      settle: call each side once more, untimed, before each call that counts, so that no side pays for the caches and
+        for the threads that still spin which the one before it has left; worth it where a call takes less than seconds.
+
+    Raises:
+      UserError: fewer than one repetition.
+    """
+    if repetitions < 1:
+        raise UserError(f"repetitions is {repetitions}; a whole number from 1 is accepted.")
+    for side in sides.values():
+        _seconds(side)
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repetitions):
+        for name, side in sides.items():
+            if settle:
+                _seconds(side)
+            found[name].append(_seconds(side))
+    return {name: spread(values) for name, values in found.items()}
+
+
+def _seconds(side: Side) -> float:
+    start = time.perf_counter()
+    result = side()
+    if result is not None:
+        import jax
+
+        jax.block_until_ready(result)
+    return time.perf_counter() - start
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median, the least, the largest, and how many there were."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """On what was measured: the processor, the cores that were visible, the versions of sarjax, jax and `packages`.
+
+    A package that is not installed is None.
+    """
+    versions: dict[str, str | None] = {}
+    for name in ("sarjax", "jax", "jaxlib", "numpy", *packages):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "processor": processor(),
+        "cores": visible_cores(),
+        "python": platform.python_version(),
+        "xla_flags": os.environ.get("XLA_FLAGS", "").strip(),
+        "versions": versions,
+    }
