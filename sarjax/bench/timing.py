@@ -76,3 +76,25 @@ def machine(*packages: str) -> dict[str, Any]:
         "xla_flags": os.environ.get("XLA_FLAGS", "").strip(),
         "versions": versions,
     }
+
+
+def rates(precision: str = "float32") -> dict[str, float]:
+    """What this machine reaches at best: of a large matrix product, flops/s, and of a large copy, bytes/s.
+
+    A multiply-accumulate counts 2, a copied byte 2: it is read and written. Over all devices that a program of one
+    device can use: on a CPU all cores.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    dtype = jnp.dtype(precision)
+    matrix = jnp.ones((side, side), dtype)
+    # Larger than caches, and with an operand that changes, so that it is not folded.
+    vector = jnp.ones((2**26,), jnp.float32)
+    product, copy = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1)
+    found = in_turns({"product": lambda: product(matrix), "copy": lambda: copy(vector)})
+    return {
+        "matrix_flops_per_second": 2 * side**3 / found["product"]["min"],
+        "copy_bytes_per_second": 2 * vector.nbytes / found["copy"]["min"],
+    }
