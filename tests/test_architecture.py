@@ -51,10 +51,13 @@ def test_recipes_are_values():
         assert ours <= {"sarjax.config", "sarjax.errors", "sarjax.options", "sarjax.recipes"}, path
 
 
+PEERS = {PACKAGE / "bench" / name for name in ("peers.py", "objectives.py")}  # of each paper, in PyTorch
+
+
 def general_modules():
     """What knows nothing of papers: step, loop, checkpoints, sharding, data, evaluation, reports, command line."""
     for folder in ("train", "evaluate", "data", "augment", "reports", "scenes", "bench", "cli"):
-        yield from sorted((PACKAGE / folder).glob("*.py"))
+        yield from sorted(set((PACKAGE / folder).glob("*.py")) - PEERS)
     yield from (PACKAGE / f"{name}.py" for name in ("experiments", "export", "sidecar", "demo"))
 
 

@@ -19,7 +19,6 @@ from sarjax.bench import timing
 from sarjax.config import Augment, Experiment, Mesh
 from sarjax.errors import UserError
 from sarjax.methods.record import Method, Teacher, Tree, Variables
-from sarjax.options import LabelReassignment
 from sarjax.spec import IGNORE_LABEL
 from sarjax.train.feed import check_shares
 from sarjax.train.mesh import infer_sharding, make_mesh, place, put_batch
@@ -36,10 +35,8 @@ Say = Callable[[str], None]
 
 
 def without_draws(experiment: Experiment) -> Experiment:
-    """The experiment without what is random in a step, and with a pseudo-label for every pixel from the first step."""
-    method = experiment.method
-    if isinstance(method, LabelReassignment):
-        method = dataclasses.replace(method, cell=0, dropout=0.0, ramp=0.0, threshold=0.0)
+    """The experiment without what is random in a step or rises over steps."""
+    method = dataclasses.replace(experiment.method, **experiment.method.STEADY)
     return dataclasses.replace(experiment, method=method, augment=Augment(flip=False, rotate=False), steps=STEPS)
 
 
@@ -155,6 +152,11 @@ class Ours:
 
     def peer_arguments(self) -> dict[str, Any]:
         """What a peer needs to take the same step: weights, images as the networks see them, labels."""
+        if beside := [name for name in self.method.beside if name in self.start[0]]:
+            raise UserError(
+                f"the method trains {', '.join(beside)} beside its network, which no PyTorch peer has; a teacher "
+                "with as many channels as its student, or --no-torch, is accepted."
+            )
         experiment, spec, statistics = self.experiment, self.data.spec, self.data.statistics
         labelled = self.batch["labelled"]
 
@@ -212,7 +214,9 @@ def _require_torch() -> None:
     try:
         import torch  # noqa: F401
     except ImportError as e:
-        raise UserError("torch is not installed; pip install 'sarjax[bench]', or --no-torch for ours alone.") from e
+        raise UserError(
+            "torch is not installed; pip install 'sarjax[bench]', or --no-torch for ours alone, would do."
+        ) from e
 
 
 def _check(losses: Mapping[str, float], precision: str) -> None:

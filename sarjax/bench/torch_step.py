@@ -42,7 +42,7 @@ class TorchStep:
 
     def _tensor(self, value: np.ndarray) -> Tensor:
         if value.ndim == 4:
-            images = torch.from_numpy(np.ascontiguousarray(value.transpose(0, 3, 1, 2)))
+            images = torch.from_numpy(np.array(value.transpose(0, 3, 1, 2)))
             return images.to(self.device, memory_format=torch.channels_last)
         return torch.from_numpy(value.astype(np.int64)).to(self.device)
 

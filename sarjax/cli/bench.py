@@ -6,12 +6,13 @@ from typing import Any
 
 from sarjax.cli.common import Verb, command, dispatch
 from sarjax.cli.deploy import deploy
+from sarjax.cli.step import step_verb
 
-VERBS: dict[str, Verb] = {"deploy": command("bench deploy", deploy)}
+VERBS: dict[str, Verb] = {"deploy": command("bench deploy", deploy), "step": step_verb}
 
 
 def bench_verb(args: Sequence[str]) -> None:
-    """Measure: bench deploy RUN, what a trained run costs on board"""
+    """Measure: a run as it is deployed, and a training step beside PyTorch's"""
     dispatch("sarjax bench", VERBS, args)
 
 

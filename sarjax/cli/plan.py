@@ -135,14 +135,14 @@ def _planned(
         experiment = dataclasses.replace(experiment, batch_size=batch)
     taught = None
     if teacher:
-        taught, said = _teacher(teacher, data, experiment, known)
+        taught, said = teacher_of(teacher, data, experiment, known)
         notes.append(said)
     asked = Asked(experiment, known, sizes, KINDS[kind], taught, efficiency, tuple(notes))
     with common.stoppable("nothing was written"):
         return {"recipe": config.recipe} | plan(asked, limit=limit, say=note)
 
 
-def _teacher(name: str, data: str, experiment: Any, known: Any) -> tuple[Any, str]:
+def teacher_of(name: str, data: str, experiment: Any, known: Any) -> tuple[Any, str]:
     """(a run, or a recipe on the same data, as a teacher without weights; a sentence that says which)."""
     import dataclasses
 

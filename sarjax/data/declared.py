@@ -4,7 +4,7 @@ import os
 from typing import Any, NamedTuple
 
 from sarjax.data.build import builder_class, builders
-from sarjax.data.store import data_root, find, open_directory
+from sarjax.data.store import find, open_directory
 from sarjax.errors import UserError
 from sarjax.spec import BandStatistics, DatasetSpec, Statistics
 
@@ -34,10 +34,25 @@ def described(
     directory = find(name, config, data_dir)
     if directory is not None:
         return open_directory(directory), f"data: the records in {directory}"
+    count = tiles or TILES
+    found = declared(name, config, count)
+    side, _ = found.tile
+    where = (
+        f"data: as the builder of {name} declares it, {side} x {side} pixels; {count:,} training tiles are assumed "
+        "(--tiles), which only tables and banks of tiles depend on"
+    )
+    return found, where
+
+
+def declared(name: str, config: str = "", tiles: int = TILES) -> Described:
+    """What a builder declares of its records, wherever they are.
+
+    tiles: training tiles. UserError where there is no such builder or where only its files say what it holds.
+    """
     found = builder_class(name).declared(config)
     if found is None:
         raise UserError(
-            f"no data set {name!r}{f' ({config})' if config else ''} in {data_root(data_dir)}, and only its files say "
+            f"no records of data set {name!r}{f' ({config})' if config else ''} were found, and only its files say "
             "what it holds: build it (`sarjax data build`), or --data-dir with its records, would be accepted."
         )
     spec, side = found
@@ -45,10 +60,4 @@ def described(
         m.name: BandStatistics(*(tuple([value] * len(m.bands)) for value in (0.0, 1.0, 0.0, 1.0)), 1)
         for m in spec.modalities
     }
-    count = tiles or TILES
-    statistics = Statistics(bands, (1,) * spec.num_classes, {"train": count}, {})
-    where = (
-        f"data: as the builder of {name} declares it, {side} x {side} pixels; {count:,} training tiles are assumed "
-        "(--tiles), which only tables and banks of tiles depend on"
-    )
-    return Described(spec, statistics, (side, side)), where
+    return Described(spec, Statistics(bands, (1,) * spec.num_classes, {"train": tiles}, {}), (side, side))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sarjax.models import resampling
+from sarjax.models.convolution import convolve
 
 # Kaiming-normal of the fan-out: what torchvision's ResNets start from, std = sqrt(2 / (kernel area * outputs)).
 kaiming_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -50,6 +51,7 @@ def conv(
         use_bias=bias,
         kernel_init=init,
         dtype=dtype,
+        conv_general_dilated=convolve,
         name=name,
     )
 

@@ -52,7 +52,13 @@ class NetworkOptions(Named):
 
 @dataclasses.dataclass(frozen=True)
 class MethodOptions(Named):
-    """Base of a method's options."""
+    """Base of a method's options.
+
+    STEADY: values of fields with which every step is the same from the first on, for who compares steps: nothing is
+    drawn, no weight rises.
+    """
+
+    STEADY: ClassVar[Mapping[str, Any]] = {}
 
 
 def check(options: Any, where: str) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from sarjax.options.base import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_COUNT, SHARE, Accepts, NetworkOptions
 from sarjax.options.supervised import Supervised
@@ -54,6 +54,8 @@ class LabelReassignment(Supervised):
         **dict.fromkeys(("iterations", "queue"), POSITIVE_COUNT),
         "relaxation": ("a share above 0 and up to 1", lambda v: 0 < v <= 1),
     }
+    # With a threshold most terms would wait for a network that is sure.
+    STEADY: ClassVar[Mapping[str, Any]] = {"cell": 0, "dropout": 0.0, "ramp": 0.0, "threshold": 0.0}
     unlabelled: int = 1
     dropout: float = 0.15
     cell: int = 32
