@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sarjax.augment.inputs import channel_count
-from sarjax.bench.timing import machine
+from sarjax.bench.timing import check, machine
 from sarjax.bench.worker import PROGRESS
 from sarjax.config import Mesh
 from sarjax.errors import UserError
@@ -88,8 +88,7 @@ def bench_deploy(
       UserError: no such run, checkpoint or head, a size or number of repetitions that cannot be, a folder that cannot
         be written to, or a measuring process that fails. Nothing is written then.
     """
-    if repetitions < 1:
-        raise UserError(f"repetitions is {repetitions}; a whole number from 1 is accepted.")
+    check(repetitions)
     require_flatbuffers()
     run = Path(run)
     candidates = _candidates(run, against, head, checkpoint, say)

@@ -65,6 +65,7 @@ def bench_step(
     Raises:
       UserError: rows that the mesh cannot share, what has no peer, torch that is not there, first losses that differ.
     """
+    timing.check(repetitions)
     experiment = without_draws(experiment)
     if peers:
         _require_torch()

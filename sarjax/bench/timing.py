@@ -30,8 +30,7 @@ def in_turns(
     Raises:
       UserError: fewer than one repetition.
     """
-    if repetitions < 1:
-        raise UserError(f"repetitions is {repetitions}; a whole number from 1 is accepted.")
+    check(repetitions)
     for side in sides.values():
         _seconds(side)
     found: dict[str, list[float]] = {name: [] for name in sides}
@@ -41,6 +40,12 @@ def in_turns(
                 _seconds(side)
             found[name].append(_seconds(side))
     return {name: spread(values) for name, values in found.items()}
+
+
+def check(repetitions: int) -> None:
+    """UserError for fewer than one; for who has work to do before `in_turns`."""
+    if repetitions < 1:
+        raise UserError(f"repetitions is {repetitions}; a whole number from 1 is accepted.")
 
 
 def _seconds(side: Side) -> float:
