@@ -79,6 +79,7 @@ def machine(*packages: str) -> dict[str, Any]:
         "cores": visible_cores(),
         "python": platform.python_version(),
         "xla_flags": os.environ.get("XLA_FLAGS", "").strip(),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "versions": versions,
     }
 
