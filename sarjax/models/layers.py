@@ -4,6 +4,7 @@ Activations and pools are modules, although they have no parameters, so that `sa
 sharing; resampling that PyTorch networks call as functions is in `sarjax.models.resampling`.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -78,21 +79,63 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            # Two passes: E[x^2] - E[x]^2 would cancel where the mean exceeds the deviation, as after a pool.
-            mean = x.mean(axes)
-            var = jnp.square(x - mean).mean(axes)
-            if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-                n = x.size // channels
-                kept = self.momentum
-                running_mean.value = kept * running_mean.value + (1 - kept) * mean
-                running_var.value = kept * running_var.value + (1 - kept) * var * (n / max(n - 1, 1))
-        else:
+        if not train:
             mean, var = running_mean.value, running_var.value
-        y = (x - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
+            x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            y = (x - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
+            return y.astype(self.dtype)
+        y, mean, var = normalised(x, scale, bias, self.epsilon)
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            n = x.size // channels
+            kept = self.momentum
+            running_mean.value = kept * running_mean.value + (1 - kept) * mean
+            running_var.value = kept * running_var.value + (1 - kept) * var * (n / max(n - 1, 1))
         return y.astype(self.dtype)
+
+
+def normalised(
+    x: Float[Array, "*rows c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float
+) -> tuple[Float[Array, "*rows c"], Float[Array, " c"], Float[Array, " c"]]:
+    """(y, mean, var) with y = scale (x - mean) / sqrt(var + epsilon) + bias, mean and var over all axes but the last.
+
+    In float32 at least; var is the biased one. No gradient flows through the mean and the var that are returned.
+    """
+    y, mean, var = _normalised(x, scale, bias, epsilon)
+    return y, jax.lax.stop_gradient(mean), jax.lax.stop_gradient(var)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalised(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    axes = tuple(range(x.ndim - 1))
+    # Two passes: E[x^2] - E[x]^2 would cancel where the mean exceeds the deviation, as after a pool.
+    mean = x.mean(axes)
+    var = jnp.square(x - mean).mean(axes)
+    return (x - mean) * (scale * jax.lax.rsqrt(var + epsilon)) + bias, mean, var
+
+
+def _normalised_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Any, Any]:
+    y, mean, var = _normalised(x, scale, bias, epsilon)
+    return (y, mean, var), (x, scale, mean, jax.lax.rsqrt(var + epsilon))
+
+
+def _normalised_backward(epsilon: float, saved: Any, gradients: Any) -> tuple[Array, Array, Array]:
+    """dx = scale / s (g - mean(g) - z mean(g z)), z = (x - mean) / s: both sums in one pass, and one message.
+
+    Automatic differentiation makes a pass and a message more of it, for the mean inside the variance, whose gradient
+    is 0.
+    """
+    x, scale, mean, inverse = saved
+    g = gradients[0]
+    axes = tuple(range(x.ndim - 1))
+    n = x.size // x.shape[-1]
+    z = (x.astype(g.dtype) - mean) * inverse
+    of_scale, of_bias = jnp.sum(g * z, axes), jnp.sum(g, axes)
+    of_x = (scale * inverse) * (g - of_bias / n - z * (of_scale / n))
+    return of_x.astype(x.dtype), of_scale, of_bias
+
+
+_normalised.defvjp(_normalised_forward, _normalised_backward)
 
 
 class ReLU(nn.Module):

@@ -298,3 +298,29 @@ def test_initial_scales():
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 128)), rel=0.02)
     kernel = layers.kaiming_fan_in(jax.random.key(0), (3, 3, 64, 128))
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 1, 1, 3), (1, 1, 2, 3), (7, 2)])
+def test_the_gradient_of_batch_norm_is_that_of_its_definition(shape):
+    def defined(x, scale, bias):
+        axes = tuple(range(x.ndim - 1))
+        mean = x.mean(axes)
+        var = jnp.square(x - mean).mean(axes)
+        return (x - mean) * (scale * jax.lax.rsqrt(var + 1e-5)) + bias
+
+    rng = np.random.default_rng(len(shape))
+    with jax.enable_x64(True):
+        x, g = 3 * rng.standard_normal(shape) + 7, rng.standard_normal(shape)
+        scale, bias = rng.standard_normal((2, shape[-1]))
+        ours, back = jax.vjp(lambda *a: layers.normalised(*a, 1e-5)[0], x, scale, bias)
+        theirs, their_back = jax.vjp(defined, x, scale, bias)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+        for one, other in zip(back(g), their_back(g), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_no_gradient_flows_through_the_statistics():
+    x, scale = jnp.arange(6.0).reshape(3, 2), jnp.ones(2)
+    for i in (1, 2):
+        of_x = jax.grad(lambda x, i=i: layers.normalised(x, scale, scale, 1e-5)[i].sum())(x)
+        np.testing.assert_array_equal(of_x, 0)

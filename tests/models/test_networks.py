@@ -214,12 +214,21 @@ def test_initialisers(name):
     )
 
 
+def equations(program):
+    """Of a program and of those that it calls."""
+    for equation in program.eqns:
+        yield equation
+        for called in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "jaxpr")):
+            if hasattr(called, "jaxpr"):
+                yield from equations(called.jaxpr)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bfloat16(name):
     network, variables, x = tiny(TINY[name], "bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     program = jax.make_jaxpr(lambda v, x: network.apply(v, x, False))(variables, x)
-    convolutions = [e for e in program.jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+    convolutions = [e for e in equations(program.jaxpr) if e.primitive.name == "conv_general_dilated"]
     full = [e.outvars[0].aval for e in convolutions if e.outvars[0].aval.dtype != jnp.bfloat16]
     # DHFA-Net's offsets, x and y, are float32.
     assert [(y.dtype, y.shape[-1]) for y in full] == 3 * (name == "dhfa") * [(jnp.float32, 2)]
