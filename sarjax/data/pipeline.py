@@ -7,7 +7,7 @@ run resumes at any step without reading what came before.
 """
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -118,7 +118,7 @@ class Batches:
         batch = {}
         for name, stream in self.streams.items():
             positions = self.indices(step, name)
-            batch[name] = _stack([self.tiles[int(i)] for i in positions], self._local[name])
+            batch[name] = _stack((self.tiles[int(i)] for i in positions), self._local[name])
             batch[name]["position"] = positions.astype(np.int32)
             if stream.kind == "unlabelled":
                 batch[name]["hidden_label"] = batch[name]["label"]
@@ -147,7 +147,7 @@ def evaluation_batches(
     local = range(process * batch_size // processes, (process + 1) * batch_size // processes)
     for first in range(0, len(tiles), batch_size):
         positions = [first + r for r in local]
-        batch = _stack([tiles[min(q, len(tiles) - 1)] for q in positions], np.asarray(positions))
+        batch = _stack((tiles[min(q, len(tiles) - 1)] for q in positions), np.asarray(positions))
         padding = np.asarray(positions) >= len(tiles)
         batch["row_valid"][padding] = 0
         batch["label"][padding] = IGNORE_LABEL
@@ -155,9 +155,17 @@ def evaluation_batches(
         yield batch
 
 
-def _stack(rows: Sequence[Tile], positions: np.ndarray) -> Batch:
-    batch = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
+def _stack(rows: Iterable[Tile], positions: np.ndarray) -> Batch:
+    """`rows` as one batch. Each is copied to its place before the next is decoded, so that the memory of a tile is used
+    again at once: what the allocator gives back to the system and takes anew, page by page, costs more than decoding.
+    """
+    batch: Batch = {}
+    for i, row in enumerate(rows):
+        for key, value in row.items():
+            if not i:
+                batch[key] = np.empty((len(positions), *np.shape(value)), np.asarray(value).dtype)
+            batch[key][i] = value
     batch["id"] = batch["id"].astype(np.int32)
     batch["row"] = positions.astype(np.int32)
-    batch["row_valid"] = np.ones(len(rows), np.uint8)
+    batch["row_valid"] = np.ones(len(positions), np.uint8)
     return batch
