@@ -23,7 +23,7 @@ ROW_BYTES = 64 << 20
 
 
 class Compression(NamedTuple):
-    """How records are kept small. field: TFDS's encoding of each array; record: array_record's, of a record as a whole."""
+    """How records are kept small. field: TFDS's encoding of each array. record: array_record's, of a whole record."""
 
     field: str
     record: str

@@ -29,9 +29,7 @@ _LENGTH = struct.Struct("<Q")
 _encoder: Encoder | None = None
 
 
-def encode(
-    layout: Layout, compression: str, rows: Iterable[Row], jobs: int, folder: Path
-) -> Iterator[list[bytes]]:
+def encode(layout: Layout, compression: str, rows: Iterable[Row], jobs: int, folder: Path) -> Iterator[list[bytes]]:
     """The records of each of `rows`, in order. jobs: processes (1 = this one). folder: for files in passing.
 
     Raises what a worker raises, and UserError where one is killed.

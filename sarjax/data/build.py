@@ -63,8 +63,8 @@ def build(
     out: None = $SARJAX_DATA_DIR, else ~/sarjax_data. config: "" = the builder's default. overwrite: replace what is
     there; otherwise a finished build is left alone, and refused where it was built from something else. jobs: processes
     that read and encode; the records are the same to the byte. compression: "zstd", "zlib" (smaller, slower to read) or
-    "none" (larger, quicker): the records hold the same, under another fingerprint. options: scenes to leave out, the description of a
-    folder of one's own. progress: called as (stage, done, total). say: gets a line or two.
+    "none" (larger, quicker): the records hold the same, under another fingerprint. options: scenes to leave out, the
+    description of a folder of one's own. progress: called as (stage, done, total). say: gets a line or two.
     Returns the folder of the records. Raises UserError for a bad source, an unknown name or an `out` it cannot write.
     """
     cls = builder_class(name)
@@ -79,7 +79,8 @@ def build(
     chosen = cls.tfds_config(config, layout)
     config = getattr(chosen, "name", chosen) or ""
     with _workplace(root, f"{name}-{config}" if config else name) as temporary:
-        builder = cls(layout=layout, compression=compression, data_dir=temporary, **({"config": chosen} if chosen else {}))
+        settings = {"config": chosen} if chosen else {}
+        builder = cls(layout=layout, compression=compression, data_dir=temporary, **settings)
         final = root / Path(builder.data_dir).relative_to(temporary)
         if (final / STATISTICS_FILE).is_file() and not overwrite:
             _check_same(final, layout, _facts(layout, source, options, compression))
