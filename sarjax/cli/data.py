@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional
 
-from sarjax.cli.common import Verb, command, dispatch, note, print_json
-from sarjax.errors import UserError
+from sarjax.cli.common import Verb, command, dispatch, note, print_json, size_of
 
 
 def build(
@@ -153,12 +152,8 @@ def synthesize(out: Path, scenes: int = 6, size: str = "1024x1024", seed: int = 
     from sarjax.data.build import console_progress
     from sarjax.data.synthesis import synthesize as run
 
-    try:
-        width, height = (int(n) for n in size.lower().split("x"))
-    except ValueError as e:
-        raise UserError(f"--size is {size!r}; WxH in pixels, such as 1024x1024, is accepted.") from e
     with console_progress("synthesize") as progress:
-        print(run(out, scenes, (width, height), seed, dates, progress=progress))
+        print(run(out, scenes, size_of(size), seed, dates, progress=progress))
 
 
 DATA: dict[str, Verb] = {
