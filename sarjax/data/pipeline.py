@@ -6,6 +6,7 @@ A batch is a function of (seed, step, tables) alone. Row r of step s of a stream
 run resumes at any step without reading what came before.
 """
 
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from sarjax.errors import UserError
 from sarjax.spec import IGNORE_LABEL, Stream
+
+ALIGNMENT = 64  # bytes
 
 Tile = Mapping[str, np.ndarray]
 Batch = dict[str, np.ndarray]
@@ -155,6 +158,14 @@ def evaluation_batches(
         yield batch
 
 
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """`np.empty` that begins at a multiple of 64 bytes: a CPU device then takes the memory itself and makes no copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 def _stack(rows: Iterable[Tile], positions: np.ndarray) -> Batch:
     """`rows` as one batch. Each is copied to its place before the next is decoded, so that the memory of a tile is used
     again at once: what the allocator gives back to the system and takes anew, page by page, costs more than decoding.
@@ -163,7 +174,7 @@ def _stack(rows: Iterable[Tile], positions: np.ndarray) -> Batch:
     for i, row in enumerate(rows):
         for key, value in row.items():
             if not i:
-                batch[key] = np.empty((len(positions), *np.shape(value)), np.asarray(value).dtype)
+                batch[key] = _aligned((len(positions), *np.shape(value)), np.asarray(value).dtype)
             batch[key][i] = value
     batch["id"] = batch["id"].astype(np.int32)
     batch["row"] = positions.astype(np.int32)
