@@ -33,7 +33,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A TFDS builder whose records are a pure function of the source files.
 
     progress: called as (stage, done, total) while building: by scene in "files", by row of tiles in each split.
-    say: gets a line for each warning. jobs: processes that read and encode.
+    say: gets a line for each warning. jobs: processes that read and encode. compression: of `rows.COMPRESSIONS`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -43,8 +43,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     say: Callable[[str], None] = staticmethod(lambda line: None)
     jobs: int = 1
 
-    def __init__(self, *, layout: Layout, **kwargs: Any):
-        self.on_disk = layout  # before TFDS asks for `_info`
+    def __init__(self, *, layout: Layout, compression: str = "zstd", **kwargs: Any):
+        self.on_disk, self.compression = layout, compression  # before TFDS asks for `_info`
         super().__init__(**kwargs)
 
     @classmethod
@@ -67,7 +67,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return known_config(cls, config) or None
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = rows.features(self.on_disk.spec, self.on_disk.tile)
+        features = rows.features(self.on_disk.spec, self.on_disk.tile, self.compression)
         return self.dataset_info_from_configs(features=features, disable_shuffling=True)
 
     def plan(self) -> dict[str, list[rows.Row]]:
@@ -113,7 +113,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         plan = self.plan()
         every = list(itertools.chain.from_iterable(plan.values()))
         jobs, folder = min(self.jobs, len(every)), Path(self.data_dir)
-        with contextlib.closing(workers.encode(self.on_disk, every, jobs, folder)) as records:
+        with contextlib.closing(workers.encode(self.on_disk, self.compression, every, jobs, folder)) as records:
             return [self._write(split, itertools.islice(records, len(n)), len(n)) for split, n in plan.items()]
 
     def _write(self, split: str, records: Iterable[list[bytes]], total: int) -> tfds.core.SplitInfo:
@@ -128,7 +128,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 if writer is None or in_shard + len(record) > SHARD_BYTES:
                     if writer:
                         writer.close()
-                    writer = _Shard(folder / f"{split}-{len(lengths)}.part")
+                    writer = _Shard(folder / f"{split}-{len(lengths)}.part", self.compression)
                     lengths.append(0)
                     in_shard = 0
                 writer.write(record)
@@ -157,10 +157,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 class _Shard:
     """A file of records; OSError, as of other files, where the library raises a bare RuntimeError."""
 
-    def __init__(self, path: Path):
-        # Fields are compressed already: a second compression costs time and gains nothing.
+    def __init__(self, path: Path, compression: str):
+        # Groups of one: a record is read without its neighbours.
         with _as_os_error():
-            self._writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+            self._writer = ArrayRecordWriter(str(path), f"group_size:1,{rows.COMPRESSIONS[compression].record}")
 
     def write(self, record: bytes) -> None:
         with _as_os_error():

@@ -29,18 +29,18 @@ _LENGTH = struct.Struct("<Q")
 _encoder: Encoder | None = None
 
 
-def encode(layout: Layout, rows: Iterable[Row], jobs: int, folder: Path) -> Iterator[list[bytes]]:
+def encode(layout: Layout, compression: str, rows: Iterable[Row], jobs: int, folder: Path) -> Iterator[list[bytes]]:
     """The records of each of `rows`, in order. jobs: processes (1 = this one). folder: for files in passing.
 
     Raises what a worker raises, and UserError where one is killed.
     """
     if jobs == 1:
-        yield from map(Encoder(layout), rows)
+        yield from map(Encoder(layout, compression), rows)
         return
     # Workers need what a row is read by, not the list of all scenes.
     layout = dataclasses.replace(layout, scenes=(), splits={}, problems=())
     rows = iter(rows)
-    with _pool(layout, jobs) as pool:
+    with _pool(layout, compression, jobs) as pool:
         waiting: collections.deque[concurrent.futures.Future] = collections.deque()
         numbers = itertools.count()
 
@@ -65,11 +65,11 @@ def encode(layout: Layout, rows: Iterable[Row], jobs: int, folder: Path) -> Iter
 
 
 @contextlib.contextmanager
-def _pool(layout: Layout, jobs: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+def _pool(layout: Layout, compression: str, jobs: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """`jobs` workers, which end at once where the block ends by an exception or this process does."""
     ours, theirs = multiprocessing.Pipe(duplex=False)[::-1]
     context = multiprocessing.get_context("spawn")  # JAX, whose threads may run here, does not survive a fork
-    pool = concurrent.futures.ProcessPoolExecutor(jobs, context, _start, (layout, theirs))
+    pool = concurrent.futures.ProcessPoolExecutor(jobs, context, _start, (layout, compression, theirs))
     try:
         yield pool
         pool.shutdown()
@@ -79,12 +79,12 @@ def _pool(layout: Layout, jobs: int) -> Iterator[concurrent.futures.ProcessPoolE
         theirs.close()
 
 
-def _start(layout: Layout, end: Connection) -> None:
+def _start(layout: Layout, compression: str, end: Connection) -> None:
     """In a worker: Ctrl-C is for the build, whose end is this process's end too."""
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(end,), daemon=True).start()
-    _encoder = Encoder(layout)
+    _encoder = Encoder(layout, compression)
 
 
 def _end_with(end: Connection) -> None:

@@ -13,7 +13,7 @@ import sarjax
 PACKAGE = Path(sarjax.__file__).parent
 ALONE = {
     "orbax": "train/checkpoint.py",
-    "rasterio": ("georeference.py", "raster.py"),
+    "rasterio": ("georeference.py", "raster.py", "bench/torch_input.py"),
     "ott": "losses/transport.py",
     "grain": "data/pipeline.py",
     "safetensors": ("train/teacher.py", "models/torchvision.py"),

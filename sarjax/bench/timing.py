@@ -16,7 +16,11 @@ REPETITIONS = 5
 
 
 def in_turns(
-    sides: Mapping[str, Side], repetitions: int = REPETITIONS, *, settle: bool = False
+    sides: Mapping[str, Side],
+    repetitions: int = REPETITIONS,
+    *,
+    settle: bool = False,
+    clock: Callable[[Side], float] | None = None,
 ) -> dict[str, dict[str, float]]:
     """{side: {"median", "min", "max" in seconds, "n"}} of sides that are called in turn: A B A B ...
 
@@ -26,19 +30,21 @@ def in_turns(
     Args:
       settle: call each side once more, untimed, before each call that counts, so that no side pays for the caches and
         for the threads that still spin which the one before it has left; worth it where a call takes less than seconds.
+      clock: calls a side and says its seconds, where it knows better than the clock on the wall here.
 
     Raises:
       UserError: fewer than one repetition.
     """
     check(repetitions)
+    clock = clock or _seconds
     for side in sides.values():
-        _seconds(side)
+        clock(side)
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repetitions):
         for name, side in sides.items():
             if settle:
-                _seconds(side)
-            found[name].append(_seconds(side))
+                clock(side)
+            found[name].append(clock(side))
     return {name: spread(values) for name, values in found.items()}
 
 

@@ -6,9 +6,15 @@ from typing import Any
 
 from sarjax.cli.common import Verb, command, dispatch
 from sarjax.cli.deploy import deploy
+from sarjax.cli.measure import build, input_
 from sarjax.cli.step import step_verb
 
-VERBS: dict[str, Verb] = {"deploy": command("bench deploy", deploy), "step": step_verb}
+VERBS: dict[str, Verb] = {
+    "deploy": command("bench deploy", deploy),
+    "step": step_verb,
+    "input": command("bench input", input_),
+    "build": command("bench build", build),
+}
 
 
 def bench_verb(args: Sequence[str]) -> None:

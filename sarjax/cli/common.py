@@ -8,7 +8,7 @@ from typing import Any
 
 import tyro
 
-from sarjax.errors import unknown
+from sarjax.errors import UserError, unknown
 from sarjax.machine import visible_cores
 from sarjax.signals import Stopped, termination_raises
 
@@ -32,6 +32,15 @@ def devices(host_devices: int = 0) -> None:
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # the checkpoint library warns of what is meant
     jax.config.update("jax_num_cpu_devices", host_devices or visible_cores())
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """(width, height) from --size WxH."""
+    try:
+        width, height = (int(n) for n in text.lower().split("x"))
+    except ValueError as e:
+        raise UserError(f"--size is {text!r}; WxH in pixels, such as 1024x1024, is accepted.") from e
+    return width, height
 
 
 @contextlib.contextmanager

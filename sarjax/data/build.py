@@ -53,6 +53,7 @@ def build(
     *,
     overwrite: bool = False,
     jobs: int = 1,
+    compression: str = "zstd",
     options: Options = NO_OPTIONS,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -61,23 +62,28 @@ def build(
 
     out: None = $SARJAX_DATA_DIR, else ~/sarjax_data. config: "" = the builder's default. overwrite: replace what is
     there; otherwise a finished build is left alone, and refused where it was built from something else. jobs: processes
-    that read and encode; the records are the same to the byte. options: scenes to leave out, the description of a
-    folder of one's own. progress: called as (stage, done, total). say: gets a line or two.
+    that read and encode; the records are the same to the byte. compression: "zstd", "zlib" (smaller, slower to read) or
+    "none" (larger, quicker): the records hold the same, under another fingerprint. options: scenes to leave out, the
+    description of a folder of one's own. progress: called as (stage, done, total). say: gets a line or two.
     Returns the folder of the records. Raises UserError for a bad source, an unknown name or an `out` it cannot write.
     """
     cls = builder_class(name)
     source, root = Path(source).expanduser().absolute(), data_root(out).absolute()
     if jobs < 1:
         raise UserError(f"jobs is {jobs}: at least 1 process is needed.")
+    known = importlib.import_module("sarjax_datasets.rows").COMPRESSIONS
+    if compression not in known:
+        raise unknown("compression", compression, known)
     _check_source(source)
     layout = cls.layout(source, config, options)
     chosen = cls.tfds_config(config, layout)
     config = getattr(chosen, "name", chosen) or ""
     with _workplace(root, f"{name}-{config}" if config else name) as temporary:
-        builder = cls(layout=layout, data_dir=temporary, **({"config": chosen} if chosen else {}))
+        settings = {"config": chosen} if chosen else {}
+        builder = cls(layout=layout, compression=compression, data_dir=temporary, **settings)
         final = root / Path(builder.data_dir).relative_to(temporary)
         if (final / STATISTICS_FILE).is_file() and not overwrite:
-            _check_same(final, layout, _facts(layout, source, options))
+            _check_same(final, layout, _facts(layout, source, options, compression))
             say(f"{final} is built already: --overwrite builds it again.")
             return final
         builder.progress, builder.say, builder.jobs = progress, say, jobs
@@ -86,7 +92,7 @@ def build(
         _run(builder, source, temporary)
         made = Path(builder.data_dir)
         write_atomically(made / SPEC_FILE, layout.spec.to_json())
-        write_atomically(made / LAYOUT_FILE, json.dumps(_facts(layout, source, options), indent=1) + "\n")
+        write_atomically(made / LAYOUT_FILE, json.dumps(_facts(layout, source, options, compression), indent=1) + "\n")
         statistics.write(made, progress)
         _publish(made, final, temporary, builder.HAS_DEFAULT)
     return final
@@ -147,7 +153,7 @@ def _workplace(root: Path, name: str) -> Iterator[Path]:
         os.close(handle)
 
 
-def _facts(layout: Layout, source: Path, options: Options) -> dict[str, Any]:
+def _facts(layout: Layout, source: Path, options: Options, compression: str) -> dict[str, Any]:
     """What the records of `layout` follow from, besides its spec and what is in the files."""
     scenes = [scene for scene in layout.scenes if layout.random or scene.name in layout.splits]
     files = [
@@ -161,6 +167,7 @@ def _facts(layout: Layout, source: Path, options: Options) -> dict[str, Any]:
         "tile": layout.tile,
         "cover": layout.cover,
         "random": layout.random,
+        "compression": compression,
         "excluded": sorted({without_ending(name) for name in options.exclude}),
         "scenes": len(scenes),
         "scenes_sha256": _digest([scene.name for scene in scenes]),
@@ -199,7 +206,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     values = {**before["labels"], **now["labels"]}
     other = [value for value in values if before["labels"].get(value) != now["labels"].get(value)]
     changes = [f"other meanings of the label values {listed(other)}"] if other else []
-    for key in ("tile", "cover", "random"):
+    for key in ("tile", "cover", "random", "compression"):
         if before[key] != now[key]:
             changes.append(f"{key} is {str(now[key]).lower()}, not {str(before[key]).lower()}")
     if before["scenes_sha256"] != now["scenes_sha256"]:

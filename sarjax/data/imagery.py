@@ -4,6 +4,7 @@ Builders and `sarjax predict` both come here, so that a map is made from exactly
 pixels saw nothing, and what transforms give, does not depend on the window: each is read with the margin that it needs.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -60,16 +61,23 @@ def read_image(reader: Reader, modality: ModalitySpec, window: Window | Sequence
     wide = Window(top, left, min(info.height, row + height + m) - top, min(info.width, column + width + m) - left)
     image, declared = reader.read(wide), reader.declared(wide)
     if image.dtype.kind == "f":
-        valid = declared.all(-1) & np.isfinite(image).all(-1)
+        valid = _in_all_bands(declared) & _in_all_bands(np.isfinite(image))
     else:
-        valid = declared.any(-1)
+        valid = functools.reduce(np.logical_or, np.moveaxis(declared, -1, 0))
     if modality.no_data is not None:
-        valid &= ~gaps((image == modality.no_data).all(-1), modality.smallest_gap)
+        valid &= ~gaps(_in_all_bands(image == modality.no_data), modality.smallest_gap)
     for transform in modality.transforms:
         image, valid = _APPLY[transform.name](image.astype(np.float32), valid, transform)
     part = slice(row - top, row - top + height), slice(column - left, column - left + width)
     image, valid = image[part], valid[part]
-    return np.where(valid[..., None], image, 0).astype(modality.dtype), valid
+    if not valid.all():
+        image = np.where(valid[..., None], image, 0)
+    return image.astype(modality.dtype, copy=False), valid
+
+
+def _in_all_bands(x: np.ndarray) -> np.ndarray:
+    """(h, w) bool from (h, w, c), band by band: along a last axis as short as this `all` takes many times as long."""
+    return functools.reduce(np.logical_and, np.moveaxis(x, -1, 0))
 
 
 def gaps(candidates: np.ndarray, smallest: int) -> np.ndarray:
@@ -124,7 +132,7 @@ def _sums(x: np.ndarray, side: int) -> np.ndarray:
 
 def decibel(image: np.ndarray, valid: np.ndarray, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
     """10 log10 of an intensity, 20 log10 of an amplitude; pixels at or below 0 in any band become no-data."""
-    valid = valid & (image > 0).all(-1)
+    valid = valid & _in_all_bands(image > 0)
     factor = np.float32(10 if transform.quantity == "intensity" else 20)
     return factor * np.log10(np.where(image > 0, image, np.float32(1))), valid
 

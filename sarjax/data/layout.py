@@ -302,8 +302,12 @@ def in_words(values: Iterable[int]) -> str:
 def read_labels(reader: raster.Reader, labels: Mapping[int, int], window: Window) -> np.ndarray:
     """(h, w) uint8 class indices, 255 = ignore; UserError for a value that `labels` does not have."""
     stored = reader.read(window)[..., 0]
-    values, inverse = np.unique(stored, return_inverse=True)
-    unknown = [int(v) for v in values if int(v) not in labels]
+    if stored.dtype.itemsize > 2 or stored.dtype.kind != "u":
+        values, stored = np.unique(stored, return_inverse=True)
+    else:
+        values = np.arange(np.iinfo(stored.dtype).max + 1)
+    found = np.flatnonzero(np.bincount(stored.ravel(), minlength=len(values)))
+    unknown = [int(values[i]) for i in found if int(values[i]) not in labels]
     if unknown:
         raise UserError(f"{reader.path} holds the label {unknown[0]}: labels are {in_words(labels)}.")
-    return np.array([labels[int(v)] for v in values], np.uint8)[inverse.reshape(stored.shape)]
+    return np.array([labels.get(int(v), 0) for v in values], np.uint8)[stored.reshape(window[2:])]

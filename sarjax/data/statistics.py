@@ -33,12 +33,14 @@ class Moments:
         n = len(pixels)
         if not n:
             return
-        self.minimum = np.minimum(self.minimum, pixels.min(0))
-        self.maximum = np.maximum(self.maximum, pixels.max(0))
+        # Band by band: along the first of two axes, the other being this short, reductions take many times as long.
+        bands = [np.ascontiguousarray(band) for band in pixels.T]
+        self.minimum = np.minimum(self.minimum, [band.min() for band in bands])
+        self.maximum = np.maximum(self.maximum, [band.max() for band in bands])
         if pixels.dtype.kind in "iu":
-            wide = pixels.astype(np.int64)
-            self._sum = [a + int(b) for a, b in zip(self._sum, wide.sum(0), strict=True)]
-            self._squares = [a + int(b) for a, b in zip(self._squares, (wide * wide).sum(0), strict=True)]
+            wide = [band.astype(np.int64) for band in bands]
+            self._sum = [a + int(b.sum()) for a, b in zip(self._sum, wide, strict=True)]
+            self._squares = [a + int(b @ b) for a, b in zip(self._squares, wide, strict=True)]
         else:
             # Chan et al. 1979: the sum of squares would cancel for a band far from 0.
             wide = pixels.astype(np.float64)
@@ -69,7 +71,8 @@ def compute(dataset: Dataset, progress: Callable[[str, int, int], None] | None =
     train = dataset.split("train")
     for i, tile in enumerate(train):
         for name, m in moments.items():
-            m.add(tile[name][tile[f"{name}_valid"] > 0])
+            valid = tile[f"{name}_valid"] > 0
+            m.add(tile[name].reshape(-1, len(m.minimum)) if valid.all() else tile[name][valid])
         classes += np.bincount(tile["label"].ravel(), minlength=256)
         if progress:
             progress("statistics", i + 1, len(train))

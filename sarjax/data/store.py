@@ -27,7 +27,7 @@ class Split(Sequence):
     """The tiles of one split, in the order of the records: `split[i]` is a dict of arrays in the stored dtype.
 
     `id` () int32, `m` (t, h, w, c) and `m_valid` (t, h, w) uint8 for each modality m asked for, `label` (h, w) uint8.
-    Arrays are read-only. Modalities that were not asked for are not decoded. Safe to read from many threads.
+    Arrays are read-only. Of modalities that were not asked for no array is made. Safe to read from many threads.
     """
 
     def __init__(self, builder: Any, name: str, modalities: Sequence[str]):

@@ -77,6 +77,8 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 def put_batch(mesh: jax.sharding.Mesh, batch: Any) -> Any:
     """Numpy rows of this process -> global arrays on the mesh, for a plain batch or {stream: batch}."""
+    if jax.process_count() == 1:  # the same arrays in one call, in less than half the time
+        return jax.device_put(batch, jax.tree.map(lambda x: batch_sharding(mesh, np.ndim(x)), batch))
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(batch_sharding(mesh, np.ndim(x)), np.asarray(x)), batch
     )

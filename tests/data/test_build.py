@@ -151,6 +151,26 @@ def test_what_was_built_from_something_else_is_refused(tmp_path):
     assert contents(path) == made
 
 
+def test_each_compression_holds_the_same(tmp_path, ombria_source):
+    found = {}
+    for name in ("zlib", "zstd", "none"):
+        made = open_directory(build("ombria", ombria_source, tmp_path / name, compression=name))
+        records = sum(p.stat().st_size for p in made.directory.glob("*.array_record*"))
+        found[name] = records, made.fingerprint, list(made.split("train"))
+    sizes, fingerprints, tiles = zip(*found.values(), strict=True)
+    assert sizes[0] <= sizes[1] < sizes[2]  # files end at a multiple of 64 kB
+    assert len(set(fingerprints)) == 3
+    for i, tile in enumerate(tiles[0]):
+        for other in tiles[1:]:
+            assert tile.keys() == other[i].keys()
+            for key in tile:
+                np.testing.assert_array_equal(other[i][key], tile[key])
+    with pytest.raises(UserError, match=r"holds other records .*\(compression is zstd, not zlib\): --overwrite"):
+        build("ombria", ombria_source, tmp_path / "zlib")
+    with pytest.raises(UserError, match="unknown compression 'zst': did you mean 'zstd'"):
+        build("ombria", ombria_source, tmp_path / "zlib", compression="zst")
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("method", ["write", "close"])
 def test_a_full_disk(tmp_path, ombria_source, monkeypatch, jobs, method):
@@ -175,8 +195,8 @@ def test_what_fails_first_is_what_is_said(tmp_path, ombria_source, monkeypatch):
     """A worker finds the disk full; the writer, which is closed for it, does too."""
     from sarjax_datasets import builder, workers
 
-    def encode(layout, rows, jobs, folder):
-        yield from itertools.islice(encoded(layout, rows, jobs, folder), 1)
+    def encode(*arguments):
+        yield from itertools.islice(encoded(*arguments), 1)
         raise PermissionError(errno.EACCES, "Permission denied")
 
     class Full(builder.ArrayRecordWriter):
