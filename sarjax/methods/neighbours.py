@@ -1,7 +1,9 @@
 """Exact nearest neighbours among the rows of a feature bank, by blocked matrix products on device."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from sarjax.losses.contrastive import unit
@@ -20,14 +22,15 @@ def nearest(bank: Float[Array, "n d"], valid: Bool[Array, " n"], k: int) -> Int[
     """Indices of the k valid rows with the largest cosine to each row, itself excluded, nearest first; -1 = none.
 
     n: a multiple of `BLOCK`. Rows that are not valid are nobody's neighbour and have none. Of equal cosines the lower
-    index comes first. Holds BLOCK x n similarities at a time, never n x n.
+    index comes first. Holds BLOCK x n similarities at a time, never n x n. The devices of the mesh that is set, if one
+    is, share each block.
     """
     n = bank.shape[0]
     rows = unit(bank.astype(jnp.float32))
     index = jnp.arange(n)
 
     def block(start: Int[Array, ""]) -> Int[Array, "block k"]:
-        query = lax.dynamic_slice_in_dim(rows, start, BLOCK)
+        query = _shared(lax.dynamic_slice_in_dim(rows, start, BLOCK))
         similarity = jnp.matmul(query, rows.T, precision=lax.Precision.HIGHEST)
         mine = start + jnp.arange(BLOCK)
         allowed = valid & (mine[:, None] != index)
@@ -36,3 +39,12 @@ def nearest(bank: Float[Array, "n d"], valid: Bool[Array, " n"], k: int) -> Int[
         return jnp.where((value > -jnp.inf) & valid[mine][:, None], found, -1).astype(jnp.int32)
 
     return lax.map(block, jnp.arange(0, n, BLOCK)).reshape(n, k)
+
+
+def _shared(query: Float[Array, "block d"]) -> Float[Array, "block d"]:
+    """Rows over "data" and "fsdp": left to itself the compiler has every device look up all of them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
+    if shards == 1 or len(query) % shards:
+        return query
+    return lax.with_sharding_constraint(query, PartitionSpec(("data", "fsdp")))

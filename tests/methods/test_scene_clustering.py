@@ -163,6 +163,19 @@ def test_nearest_is_exact(seed, count, k):
         np.testing.assert_allclose(rows[kept] @ rows[i], wanted, atol=1e-5)
 
 
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_devices_share_the_search():
+    rng = np.random.default_rng(0)
+    bank, valid = rng.normal(size=(512, 6)).astype(np.float32), np.arange(512) < 500
+    find = jax.jit(nearest, static_argnums=2)
+    alone = np.asarray(find(bank, valid, 3))
+    with jax.set_mesh(make_mesh(Mesh(4, 2))):
+        assert np.array_equal(find(bank, valid, 3), alone)
+        program = find.lower(bank, valid, 3).compile().as_text()
+    assert "f32[32,512]" in program, "an eighth of a block's similarities"
+    assert "f32[256,512]" not in program
+
+
 def test_partners_are_the_tile_or_its_neighbours():
     method, variables = build(neighbours=2)
     variables = refreshed(method, variables)
