@@ -23,6 +23,7 @@ from sarjax.methods.neighbours import ROWS, nearest, padded
 from sarjax.methods.record import Context, Rest, Schedule
 from sarjax.methods.scene_clustering import ROLE, _from_bank, with_scene_clustering
 from sarjax.options import FCN, Clustering, LANet, SceneClustering, Supervised
+from sarjax.train.collectives import collectives
 from sarjax.train.feed import refreshed as refreshed_state
 from sarjax.train.mesh import make_mesh, put_batch
 from sarjax.train.state import create_state
@@ -169,11 +170,12 @@ def test_devices_share_the_search():
     bank, valid = rng.normal(size=(512, 6)).astype(np.float32), np.arange(512) < 500
     find = jax.jit(nearest, static_argnums=2)
     alone = np.asarray(find(bank, valid, 3))
-    with jax.set_mesh(make_mesh(Mesh(4, 2))):
+    with jax.set_mesh(make_mesh(Mesh(2, 2, 2))):
         assert np.array_equal(find(bank, valid, 3), alone)
         program = find.lower(bank, valid, 3).compile().as_text()
-    assert "f32[32,512]" in program, "an eighth of a block's similarities"
+    assert "f32[64,512]" in program, "the similarities of its 64 rows"
     assert "f32[256,512]" not in program
+    assert [one.shape for one in collectives(program)] == [(512, 3)], "what was found is sent, and nothing else"
 
 
 def test_partners_are_the_tile_or_its_neighbours():
