@@ -1,7 +1,8 @@
 """Random geometry on device: one draw per row, shared by everything that the row holds.
 
 Every transform here maps axes to axes (flips, quarter turns, crops, zooms), so a draw is two coordinate
-vectors, one per image axis, and perhaps a transposition: resampling is separable and needs no 2-d gather.
+vectors, one per image axis, and then perhaps flips and a transposition: resampling is separable and needs no 2-d
+gather, and flips and transpositions are chosen among what is there, which takes a tenth of the time of a gather.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Num, PRNGKeyArray
 
@@ -22,11 +24,14 @@ LABELS = ("label", "hidden_label")
 class View(NamedTuple):
     """What is drawn for one row. Coordinates are in pixels of the tile, 0 = centre of the first pixel.
 
-    y, x: where the rows and columns of the view lie in the tile. transpose, swap: whether axes and dates are swapped.
+    y, x: where the rows and columns of the view lie in the tile, ascending. flip_y, flip_x: whether they are then
+    reversed. transpose, swap: whether axes, after that, and dates are swapped.
     """
 
     y: Float[Array, " rows"]
     x: Float[Array, " columns"]
+    flip_y: Bool[Array, ""]
+    flip_x: Bool[Array, ""]
     transpose: Bool[Array, ""]
     swap: Bool[Array, ""]
 
@@ -118,7 +123,7 @@ def draw_view(key: PRNGKeyArray, h: int, w: int, options: Augment) -> View:
     # After the transposition a quarter turn is one more flip; flips and turns together reach all eight symmetries.
     flip_y, flip_x = flip_y ^ (turns >= 2), flip_x ^ ((turns == 1) | (turns == 2))
     swap = jax.random.bernoulli(k_dates) & options.swap_dates
-    return View(jnp.where(flip_y, y[::-1], y), jnp.where(flip_x, x[::-1], x), turns % 2 == 1, swap)
+    return View(y, x, flip_y, flip_x, turns % 2 == 1, swap)
 
 
 def _axis(key: PRNGKeyArray, size: int, view: int, factor: Float[Array, ""] | float) -> Float[Array, " view"]:
@@ -133,49 +138,62 @@ def _axis(key: PRNGKeyArray, size: int, view: int, factor: Float[Array, ""] | fl
 
 def apply_view(row: Mapping[str, Array], view: View, options: Augment) -> dict[str, Array]:
     """Applies a view to one row: images (t, h, w, c), valid masks (t, h, w), labels (h, w)."""
-    out = {}
+    out, moves = {}, bool(options.crop) or resamples(options)
+    if moves:  # lines that are looked up may as well be looked up in reverse
+        y, x = (jnp.where(flip, at[::-1], at) for flip, at in ((view.flip_y, view.y), (view.flip_x, view.x)))
+        view = view._replace(y=y, x=x)
     for name, array in row.items():
-        if name in LABELS:
-            out[name] = _turn(_nearest(array, view, (0, 1), IGNORE_LABEL), view, (0, 1))
-            continue
+        axes, outside = ((0, 1), IGNORE_LABEL) if name in LABELS else ((1, 2), 0)
         if f"{name}_valid" in row and resamples(options):
             array = _bilinear(array, row[f"{name}_valid"], view)
+        elif moves:
+            array = _nearest(array, view, axes, outside)
         else:
-            array = _nearest(array, view, (1, 2), 0)
-        array = _turn(array, view, (1, 2))
-        out[name] = jnp.where(view.swap, array[::-1], array) if options.swap_dates else array
+            array = _flip(array, view, axes)
+        if array.shape[axes[0]] == array.shape[axes[1]]:
+            array = jnp.where(view.transpose, jnp.swapaxes(array, *axes), array)
+        if options.swap_dates and name not in LABELS:
+            array = jnp.where(view.swap, array[::-1], array)
+        out[name] = array
     return out
 
 
-def _turn(array: Num[Array, "..."], view: View, axes: tuple[int, int]) -> Num[Array, "..."]:
-    if array.shape[axes[0]] != array.shape[axes[1]]:
-        return array
-    return jnp.where(view.transpose, jnp.swapaxes(array, *axes), array)
-
-
-def _take(array: Num[Array, "..."], index: Num[Array, " n"], axis: int, outside: int) -> Num[Array, "..."]:
-    inside = (index >= 0) & (index < array.shape[axis])
-    inside = inside.reshape((-1,) + (1,) * (array.ndim - axis - 1))
-    return jnp.where(inside, jnp.take(array, index, axis=axis, mode="clip"), jnp.asarray(outside, array.dtype))
+def _flip(array: Num[Array, "..."], view: View, axes: tuple[int, int]) -> Num[Array, "..."]:
+    for flip, axis in zip((view.flip_y, view.flip_x), axes, strict=True):
+        array = jnp.where(flip, jnp.flip(array, axis), array)
+    return array
 
 
 def _nearest(array: Num[Array, "..."], view: View, axes: tuple[int, int], outside: int) -> Num[Array, "..."]:
     for axis, at in zip(axes, (view.y, view.x), strict=True):
-        array = _take(array, jnp.floor(at + 0.5).astype(jnp.int32), axis, outside)
+        index, size = jnp.floor(at + 0.5).astype(jnp.int32), array.shape[axis]
+        # One line more stands for all that is outside: a choice by coordinates would compute them for every pixel.
+        array = jnp.pad(array, [(0, int(i == axis)) for i in range(array.ndim)], constant_values=outside)
+        index = jnp.where((index >= 0) & (index < size), index, size)
+        array = array.at[(slice(None),) * axis + (index,)].get(mode="promise_in_bounds")
     return array
 
 
 def _bilinear(image: Num[Array, "t h w c"], valid: Num[Array, "t h w"], view: View) -> Num[Array, "t p q c"]:
-    """sum w v x / sum w v over the four neighbours; 0 where the nearest pixel is not valid."""
+    """sum w v x / sum w v over the four neighbours; 0 where the nearest pixel is not valid.
+
+    Sums by a product with a banded matrix per axis: on a CPU three times as fast as gathering the neighbours.
+    """
     # The nearest neighbour has at least a quarter of the weight, so the quotient is well conditioned.
-    weight = (valid > 0).astype(jnp.float32)[..., None]
-    # One array, so that numerator and denominator share their gathers.
-    parts = jnp.concatenate([image.astype(jnp.float32) * weight, weight], axis=-1)
-    for axis, at in ((1, view.y), (2, view.x)):
-        low = jnp.floor(at)
-        share = (at - low).reshape((-1,) + (1,) * (parts.ndim - axis - 1))
-        index = low.astype(jnp.int32)
-        parts = _take(parts, index, axis, 0) * (1 - share) + _take(parts, index + 1, axis, 0) * share
-    keep = _nearest(valid, view, (1, 2), 0)[..., None] > 0
-    out = jnp.where(keep, parts[..., :-1] / jnp.where(keep, parts[..., -1:], 1.0), 0.0)
+    keep = (valid > 0)[..., None]
+    parts = jnp.concatenate([jnp.where(keep, image.astype(jnp.float32), 0.0), keep.astype(jnp.float32)], axis=-1)
+    # Bands between lines and columns, so that each axis is one large product.
+    parts = jnp.swapaxes(parts, 2, 3)
+    t, h, bands, w = parts.shape
+    down, across = _weights(view.y, h), _weights(view.x, w)
+    parts = jnp.matmul(parts, across.T, precision=lax.Precision.HIGHEST)
+    parts = jnp.matmul(down, parts.reshape(t, h, -1), precision=lax.Precision.HIGHEST)
+    parts = jnp.swapaxes(parts.reshape(t, len(down), bands, -1), 2, 3)
+    shown = _nearest(valid, view, (1, 2), 0)[..., None] > 0
+    out = jnp.where(shown, parts[..., :-1] / jnp.where(shown, parts[..., -1:], 1.0), 0.0)
     return (jnp.round(out) if jnp.issubdtype(image.dtype, jnp.integer) else out).astype(image.dtype)
+
+
+def _weights(at: Float[Array, " n"], size: int) -> Float[Array, "n size"]:
+    """Of linear interpolation between pixels 0..size - 1 at `at`; 0 outside."""
+    return jnp.maximum(0.0, 1.0 - jnp.abs(at[:, None] - jnp.arange(size)))

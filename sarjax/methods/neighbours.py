@@ -1,7 +1,12 @@
 """Exact nearest neighbours among the rows of a feature bank, by blocked matrix products on device."""
 
+import functools
+import math
+
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from sarjax.losses.contrastive import unit
@@ -20,19 +25,28 @@ def nearest(bank: Float[Array, "n d"], valid: Bool[Array, " n"], k: int) -> Int[
     """Indices of the k valid rows with the largest cosine to each row, itself excluded, nearest first; -1 = none.
 
     n: a multiple of `BLOCK`. Rows that are not valid are nobody's neighbour and have none. Of equal cosines the lower
-    index comes first. Holds BLOCK x n similarities at a time, never n x n.
+    index comes first. Holds BLOCK x n similarities at a time, never n x n. The devices of the mesh that is set, if one
+    is and n is a multiple of their number, each look up an equal part of the rows.
     """
-    n = bank.shape[0]
+    index = jnp.arange(bank.shape[0])
     rows = unit(bank.astype(jnp.float32))
-    index = jnp.arange(n)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or len(index) % mesh.size:
+        return _lookup(index, rows, valid, k)
+    # Left to itself the compiler has every device look up all of them.
+    part, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    lookup = jax.shard_map(functools.partial(_lookup, k=k), in_specs=(part, whole, whole), out_specs=part)
+    return lax.with_sharding_constraint(lookup(index, rows, valid), whole)
 
-    def block(start: Int[Array, ""]) -> Int[Array, "block k"]:
-        query = lax.dynamic_slice_in_dim(rows, start, BLOCK)
-        similarity = jnp.matmul(query, rows.T, precision=lax.Precision.HIGHEST)
-        mine = start + jnp.arange(BLOCK)
-        allowed = valid & (mine[:, None] != index)
+
+def _lookup(index: Int[Array, " m"], rows: Float[Array, "n d"], valid: Bool[Array, " n"], k: int) -> Int[Array, "m k"]:
+    """`nearest` of the rows of an index."""
+
+    def block(mine: Int[Array, " block"]) -> Int[Array, "block k"]:
+        similarity = jnp.matmul(rows[mine], rows.T, precision=lax.Precision.HIGHEST)
+        allowed = valid & (mine[:, None] != jnp.arange(len(rows)))
         similarity = jnp.where(allowed, similarity, -jnp.inf)
         value, found = lax.top_k(similarity, k)
         return jnp.where((value > -jnp.inf) & valid[mine][:, None], found, -1).astype(jnp.int32)
 
-    return lax.map(block, jnp.arange(0, n, BLOCK)).reshape(n, k)
+    return lax.map(block, index.reshape(-1, math.gcd(BLOCK, len(index)))).reshape(-1, k)

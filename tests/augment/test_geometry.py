@@ -125,7 +125,7 @@ def test_swapped_dates_are_swapped_everywhere(key):
 
 def view(factor, y0, x0, rows, columns, h, w):
     y = y0 + (jnp.arange(rows) + 0.5) / factor - 0.5
-    return View(y, x0 + (jnp.arange(columns) + 0.5) / factor - 0.5, jnp.bool_(False), jnp.bool_(False))
+    return View(y, x0 + (jnp.arange(columns) + 0.5) / factor - 0.5, *[jnp.bool_(False)] * 4)
 
 
 def test_scaling_against_a_direct_computation(batch):

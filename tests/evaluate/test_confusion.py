@@ -8,7 +8,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from toy import scored
 
+from sarjax.evaluate import confusion
 from sarjax.evaluate.confusion import confusion_matrix, confusion_per_row
+from sarjax.train.collectives import collectives, totals
 
 K = 5
 
@@ -32,6 +34,22 @@ def test_against_a_plain_count(size):
     assert not rows[2].any()
     for prediction in (logits, logits.argmax(-1).astype(np.uint8)):
         assert np.array_equal(confusion_matrix(prediction, label, row_valid, K), expected.sum(0))
+
+
+def test_what_is_no_class_is_left_out():
+    logits, label, row_valid = scored()
+    prediction = logits.argmax(-1).astype(np.int32)
+    wanted = np.asarray(confusion_per_row(prediction, np.where(label < 2, label, 255), row_valid, K))
+    stray = np.where(label < 2, prediction, np.where(label % 2, -1, K))
+    assert np.array_equal(confusion_per_row(stray, label, row_valid, K), wanted)
+
+
+@pytest.mark.parametrize("size", [(12, 9), (3, 700)])
+def test_products_count_the_same(monkeypatch, size):
+    logits, label, row_valid = scored(8, *size)
+    counted = confusion_per_row(logits, label, row_valid, K)
+    monkeypatch.setattr(confusion, "_by_scatter", confusion._by_products)
+    assert np.array_equal(confusion_per_row(logits, label, row_valid, K), counted)
 
 
 def test_no_padding_without_row_valid():
@@ -66,4 +84,6 @@ def test_sharded_batches_give_the_same(shape):
     f = jax.jit(confusion_per_row, static_argnums=3, out_shardings=NamedSharding(mesh, P()))
     out = f(*placed[0], placed[1], K)
     assert out.is_fully_replicated
+    program = f.lower(*placed[0], placed[1], K).compile().as_text()
+    assert set(totals(collectives(program))) == {"all-reduce"}, "pixels are not sent anywhere, counts are"
     assert np.array_equal(out, plain_count(logits.argmax(-1), label, row_valid))

@@ -23,6 +23,7 @@ from sarjax.methods.neighbours import ROWS, nearest, padded
 from sarjax.methods.record import Context, Rest, Schedule
 from sarjax.methods.scene_clustering import ROLE, _from_bank, with_scene_clustering
 from sarjax.options import FCN, Clustering, LANet, SceneClustering, Supervised
+from sarjax.train.collectives import collectives
 from sarjax.train.feed import refreshed as refreshed_state
 from sarjax.train.mesh import make_mesh, put_batch
 from sarjax.train.state import create_state
@@ -161,6 +162,20 @@ def test_nearest_is_exact(seed, count, k):
         assert set(kept) <= set(others)
         wanted = np.sort([rows[i] @ rows[j] for j in others])[::-1][:k]
         np.testing.assert_allclose(rows[kept] @ rows[i], wanted, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_devices_share_the_search():
+    rng = np.random.default_rng(0)
+    bank, valid = rng.normal(size=(512, 6)).astype(np.float32), np.arange(512) < 500
+    find = jax.jit(nearest, static_argnums=2)
+    alone = np.asarray(find(bank, valid, 3))
+    with jax.set_mesh(make_mesh(Mesh(2, 2, 2))):
+        assert np.array_equal(find(bank, valid, 3), alone)
+        program = find.lower(bank, valid, 3).compile().as_text()
+    assert "f32[64,512]" in program, "the similarities of its 64 rows"
+    assert "f32[256,512]" not in program
+    assert [one.shape for one in collectives(program)] == [(512, 3)], "what was found is sent, and nothing else"
 
 
 def test_partners_are_the_tile_or_its_neighbours():
