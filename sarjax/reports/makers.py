@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sarjax.config import Inputs
 from sarjax.errors import UserError
 from sarjax.scenes.inputs import Reads, Scene
-from sarjax.scenes.predict import Engine, Progress, map_scene
+from sarjax.scenes.predict import Apply, Engine, Progress, map_scene
 from sarjax.scenes.rasters import Mapped
-from sarjax.scenes.windows import Windows, choose, cut
+from sarjax.scenes.windows import Windows, choose, grid
 from sarjax.spec import DatasetSpec
 
 if TYPE_CHECKING:
@@ -48,13 +48,15 @@ def by_windows(
     if batch < 0:
         raise UserError(f"--batch is {batch}, but should be a whole number from 1, or 0 to leave it open.")
     head, inputs = restored.method.heads[name], restored.config.experiment.inputs
+    apply, classify = _on_devices(head, restored, mesh, tta)
     engine = Engine(
-        _on_devices(head, restored, mesh, tta),
+        apply,
         reads_of(name, head, inputs, restored.spec),
         head.context,
         windows,
         batch or max(1, PIXELS // windows.side**2),
         inputs.normalisation == "tile",
+        classify,
     )
 
     def make(scene, size, labels, probabilities, tags, progress) -> Mapped:
@@ -127,8 +129,8 @@ def reads_of(name: str, head: "Head", inputs: Inputs, spec: DatasetSpec) -> Read
     return Reads(spec, modalities, tuple(dates))
 
 
-def _on_devices(head: "Head", restored: "Restored", mesh: "jax.sharding.Mesh", tta: bool) -> Callable[..., Any]:
-    """(batch of numpy arrays) -> probabilities, rows over the mesh; compiled once for each shape."""
+def _on_devices(head: "Head", restored: "Restored", mesh: "jax.sharding.Mesh", tta: bool) -> tuple[Apply, Apply]:
+    """(batch of numpy arrays) -> probabilities, and -> classes, rows over the mesh; compiled once for each shape."""
     import jax
     import jax.numpy as jnp
 
@@ -141,13 +143,19 @@ def _on_devices(head: "Head", restored: "Restored", mesh: "jax.sharding.Mesh", t
 
         return (over_symmetries(once) if tta else once)(batch)
 
-    step = jax.jit(probabilities, out_shardings=batch_sharding(mesh, 1))
-    return lambda batch: step(restored.params, restored.stats, put_batch(mesh, batch))
+    def classes(params: Any, stats: Any, batch: Any) -> Any:
+        scores = (probabilities if tta else head.predict)(params, stats, batch)
+        return jnp.argmax(scores, -1).astype(jnp.uint8)
+
+    def on_devices(function: Callable[..., Any]) -> Apply:
+        step = jax.jit(function, out_shardings=batch_sharding(mesh, 1))
+        return lambda batch: step(restored.params, restored.stats, put_batch(mesh, batch))
+
+    return on_devices(probabilities), on_devices(classes)
 
 
 def _rows(engine: Engine, size: tuple[int, int], shards: int) -> int:
     """Windows in a batch: as many as asked for on every device, but not more than the scene has."""
-    count = 1
-    for n in size:
-        count *= len(cut(n, engine.windows, engine.context.alignment).origins)
+    rows, columns = grid(*size, engine.windows, engine.context, shards)
+    count = len(rows.origins) * len(columns.origins)
     return shards * min(engine.rows, -(-count // shards))

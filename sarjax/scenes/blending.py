@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Num
 
 from sarjax.raster import Window
 from sarjax.scenes.windows import Axis, shares
@@ -14,7 +14,7 @@ class Finished(NamedTuple):
     """A part of the scene that no later window touches: where it lies in the scene, and its sums (h, w, k)."""
 
     part: Window
-    values: Float[np.ndarray, "h w k"]
+    values: Num[np.ndarray, "h w k"]
 
 
 class Blender:
@@ -23,19 +23,30 @@ class Blender:
     What a window adds to the right of where the next one begins is carried to that one. What it adds below where the
     next row begins is kept on disk until that row comes, a file per column of windows in `folder`: a row of a wide
     scene need not fit in memory.
+
+    dtype: of windows and sums; whole numbers, such as classes, where the overlap covers the radius.
     """
 
-    def __init__(self, rows: Axis, columns: Axis, overlap: int, radius: int | None, classes: int, folder: Path):
-        self.rows, self.columns, self._classes, self._folder = rows, columns, classes, folder
-        self._row_shares = shares(rows, overlap, radius).astype(np.float32)
-        self._column_shares = shares(columns, overlap, radius).astype(np.float32)
-        self._carry = np.zeros((rows.length, 0, classes), np.float32)
+    def __init__(
+        self,
+        rows: Axis,
+        columns: Axis,
+        overlap: int,
+        radius: int | None,
+        channels: int,
+        folder: Path,
+        dtype: type = np.float32,
+    ):
+        self.rows, self.columns, self._folder = rows, columns, folder
+        self._row_shares = shares(rows, overlap, radius).astype(dtype)
+        self._column_shares = shares(columns, overlap, radius).astype(dtype)
+        self._carry = np.zeros((rows.length, 0, channels), dtype)
 
-    def add(self, i: int, j: int, values: Float[np.ndarray, "h w k"] | None) -> Finished:
+    def add(self, i: int, j: int, values: Num[np.ndarray, "h w k"] | None) -> Finished:
         """Adds window (row i, column j), None = zeros, and returns what is finished by it, cut to the scene."""
         y, x = self.rows.origins[i], self.columns.origins[j]
         if values is None:
-            total = np.zeros((self.rows.length, self.columns.length, self._classes), np.float32)
+            total = np.zeros((self.rows.length, self.columns.length, self._carry.shape[-1]), self._carry.dtype)
         else:
             total = values * self._column_shares[j][:, None]
             total *= self._row_shares[i][:, None, None]

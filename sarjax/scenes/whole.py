@@ -8,7 +8,9 @@ of the whole image, as "inference on the whole image" is meant in `sarjax.scenes
 import contextlib
 import functools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +28,12 @@ from sarjax.models.strips import strips
 from sarjax.raster import Window
 from sarjax.scenes.inputs import Reads, Scene, SceneReader, open_scene, scene_statistics
 from sarjax.scenes.rasters import MapFiles, Mapped, Worker, create_map
+from sarjax.scenes.stages import Stages
 
 Predict = Callable[[Any, Any, Mapping[str, Any]], Any]
 Progress = Callable[[str, int, int], None]
 GIB = 2**30
+BEHIND = 2  # rows of blocks that may wait to be written
 
 
 class Layout(NamedTuple):
@@ -127,6 +131,7 @@ def map_whole(
     tags: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda line: None,
+    stages: Stages | None = None,
 ) -> Mapped:
     """Writes the map of `scene` to `labels`, and the probability of each class to `probabilities`.
 
@@ -136,7 +141,7 @@ def map_whole(
     Raises:
       UserError: as there; a scene that does not fit in memory, with what would.
     """
-    tell = progress or (lambda stage, done, total: None)
+    tell, stages = progress or (lambda stage, done, total: None), stages or Stages()
     with contextlib.ExitStack() as stack:
         reader, writer = stack.enter_context(Worker("reader")), stack.enter_context(Worker("writer"))
         source: SceneReader = reader.open(open_scene(scene, whole.reads))
@@ -145,31 +150,46 @@ def map_whole(
         check_memory(whole, scene.name, layout, program, say)
         shared: dict[str, np.ndarray] = {}
         if whole.by_scene:
-            shared = reader.submit(scene_statistics, source, partial(tell, f"{scene.name} statistics")).result()
-        batch, seen = _put(whole, layout, partial(_strip, reader, source), partial(tell, f"{scene.name} reading"))
+            with stages("read"):
+                shared = reader.submit(scene_statistics, source, partial(tell, f"{scene.name} statistics")).result()
+        batch, seen = _put(whole, layout, reader, source, partial(tell, f"{scene.name} reading"), stages)
         batch |= {name: jax.device_put(x[None], whole.common) for name, x in shared.items()}
         files = create_map(writer, source, labels, probabilities, whole.reads.spec, tags)
         with _memory_of(scene.name):
-            answers = [_Strips(x, layout) for x in program(*whole.variables, batch)]
-            found = _write(writer, files, layout, answers, seen, partial(tell, scene.name))
+            with stages("compute"):
+                answers = jax.block_until_ready(program(*whole.variables, batch))
+            del batch
+            found = _write(
+                writer, files, layout, [_Strips(x, layout) for x in answers], seen, partial(tell, scene.name), stages
+            )
     return Mapped.counted(found, whole.reads.spec.num_classes)
 
 
-def _strip(reader: Worker, source: SceneReader, window: Window) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    return reader.submit(source.read, window).result()
-
-
 def _put(
-    whole: Whole, layout: Layout, read: Callable[[Window], Any], tell: Callable[[int, int], None]
+    whole: Whole,
+    layout: Layout,
+    reader: Worker,
+    source: SceneReader,
+    tell: Callable[[int, int], None],
+    stages: Stages,
 ) -> tuple[dict[str, jax.Array], list[np.ndarray]]:
     """The scene on its devices, read strip by strip, and where anything was seen, (depth, columns) of each strip."""
     shapes = {name: s for name, s in whole.batch_shapes(layout).items() if len(s.shape) > 3}
     parts: dict[str, list[jax.Array]] = {name: [] for name in shapes}
     seen = []
+
+    def read(i: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        with stages("read"):
+            return source.read(Window(i * layout.depth, 0, layout.depth, layout.columns))
+
+    coming = reader.submit(read, 0)
     for i, device in enumerate(whole.devices):
-        strip, valid = read(Window(i * layout.depth, 0, layout.depth, layout.columns))
-        for name, held in parts.items():
-            held.append(jax.device_put(strip[name][None], device))
+        strip, valid = coming.result()
+        if i + 1 < layout.strips:
+            coming = reader.submit(read, i + 1)
+        with stages("prepare"):
+            for name, held in parts.items():
+                held.append(jax.device_put(strip[name][None], device))
         seen.append(valid)
         tell(i + 1, layout.strips)
     # All of a strip comes from one reading, for which `make_array_from_callback`, an array at a time, has no room.
@@ -201,17 +221,26 @@ def _write(
     answers: Sequence[_Strips],
     seen: Sequence[np.ndarray],
     tell: Callable[[int, int], None],
+    stages: Stages,
 ) -> np.ndarray:
     """Writes the map by rows of blocks; how often each value occurs in it, (256,)."""
     found, there = np.zeros(256, np.int64), np.concatenate(seen)[: layout.height, : layout.width]
-    tops = range(0, layout.height, raster.BLOCK)
+
+    def write(*arguments: Any) -> np.ndarray:
+        with stages("write"):
+            return files.write(*arguments)
+
+    tops, writing = range(0, layout.height, raster.BLOCK), deque[Future]()
     for i, top in enumerate(tops):
         rows = slice(top, min(top + raster.BLOCK, layout.height))
-        labels, *values = (answer[rows] for answer in answers)
+        with stages("blend"):
+            labels, *values = (answer[rows] for answer in answers)
         part = Window(top, 0, rows.stop - top, layout.width)
-        found += writer.submit(files.write, part, labels, values[0] if values else None, there[rows]).result()
+        writing.append(writer.submit(write, part, labels, values[0] if values else None, there[rows]))
+        if len(writing) > BEHIND:
+            found += writing.popleft().result()
         tell(i + 1, len(tops))
-    return found
+    return found + sum(future.result() for future in writing)
 
 
 # --- Memory

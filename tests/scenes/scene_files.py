@@ -99,7 +99,8 @@ class Case:
     def engine(self, side, overlap, rows=2, apply=None):
         by_scene = self.inputs.normalisation == "tile"
         apply = apply or self.probabilities
-        return Engine(apply, self.reads, self.context, Windows(side, overlap), rows, by_scene)
+        classify = jax.jit(lambda batch: jnp.argmax(apply(batch), -1).astype(jnp.uint8))
+        return Engine(apply, self.reads, self.context, Windows(side, overlap), rows, by_scene, classify)
 
     def whole(self, images, apply=None):
         """(probabilities (h, w, k), valid (h, w)) of the padded image at once; images: {sensor: (t, h, w, c)}."""

@@ -17,6 +17,7 @@ from sarjax.errors import UserError
 from sarjax.options import FCN, LANet
 from sarjax.scenes.inputs import parse_scenes
 from sarjax.scenes.predict import map_scene
+from sarjax.scenes.stages import Stages
 from sarjax.scenes.symmetry import over_symmetries
 
 SMALL = FCN(width=1 / 16, stages=1)  # alignment 4, radius 30
@@ -52,6 +53,27 @@ def test_windows_of_a_local_network_are_the_whole_image(fcn, tmp_path, size):
     same_map(labels, probabilities, expected, seen)
     assert mapped.no_data == (~seen).sum()
     assert list(mapped.classes) == np.bincount(labels[seen], minlength=3).tolist()
+
+
+@pytest.mark.parametrize(("windows", "asked"), [((96, 32), "classify"), ((64, 8), "apply")])
+def test_a_map_without_probabilities(fcn, tmp_path, windows, asked):
+    """Windows that agree on what they share give classes alone; others are blended as ever."""
+    paths, calls = write_scene(tmp_path / "in", 203, 170), []
+    engine = fcn.engine(*windows)
+    blended, values, mapped = maps(fcn, engine, paths, tmp_path / "out")
+    counting = {
+        name: lambda batch, name=name: calls.append(name) or getattr(engine, name)(batch)
+        for name in ("apply", "classify")
+    }
+    stages = Stages()
+    alone = map_scene(engine._replace(**counting), scene_of(fcn, paths), tmp_path / "m.tif", stages=stages)
+    assert set(calls) == {asked}
+    top = np.sort(np.nan_to_num(values), -1)
+    sure = (top[..., -1] - top[..., -2] > 1e-5) | (blended == 255)
+    assert sure.mean() > 0.9
+    np.testing.assert_array_equal(raster.read(tmp_path / "m.tif")[..., 0][sure], blended[sure])
+    assert (sum(alone.classes), alone.no_data) == (sum(mapped.classes), mapped.no_data)
+    assert all(seconds > 0 for seconds in stages.seconds.values()), stages.seconds
 
 
 @settings(max_examples=6, deadline=None)

@@ -1,5 +1,6 @@
 """Windows cover every pixel, their shares add up to 1, and nothing counts that depends on what a window cannot see."""
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from sarjax.errors import UserError
 from sarjax.models.context import FieldOfView
-from sarjax.scenes.windows import Axis, Windows, choose, cut, shares
+from sarjax.scenes.windows import BLOCK, Axis, Windows, choose, cut, grid, shares
 
 
 @st.composite
@@ -56,15 +57,18 @@ def test_shares_by_hand():
     np.testing.assert_allclose(shares(axis, 1, None)[0], [1, 1, 1, 1, 1, 1, 0.75, 0.25])
     np.testing.assert_allclose(shares(axis, 1, 1)[0], [1, 1, 1, 1, 1, 1, 1, 0])
     np.testing.assert_allclose(shares(axis, 1, 1)[1], [0, 1, 1, 1, 1, 1, 1, 1])
-    wide = shares(cut(16, Windows(12, 4), 4), 4, 2)  # origins 0 and 4: pixels 4 to 11 are shared
-    np.testing.assert_allclose(wide[0, 4:], [1, 1, 0.875, 0.625, 0.375, 0.125, 0, 0])
+    wide = shares(cut(16, Windows(12, 4), 4), 4, 5)  # origins 0 and 4: pixels 4 to 11 are shared
+    np.testing.assert_allclose(wide[0, 4:], (np.arange(8) + 0.5)[::-1] / 8)
     np.testing.assert_allclose(wide[1], [*1 - wide[0, 4:], 1, 1, 1, 1])
+    parted = shares(cut(16, Windows(12, 4), 4), 4, 4)
+    np.testing.assert_array_equal(parted, [[1] * 8 + [0] * 4, [0] * 4 + [1] * 8])
     np.testing.assert_allclose(shares(cut(30, Windows(10, 0), 5), 0, None), 1)
 
 
 def test_defaults():
-    assert choose(FieldOfView(32, 210), 256) == (1216, 224)
+    assert choose(FieldOfView(32, 210), 256) == (2240, 224)
     assert choose(FieldOfView(32, 0), 256) == (1024, 0)
+    assert choose(FieldOfView(4, 30), 256) == (1088, 32)
     assert choose(FieldOfView(32, 528), 256) == (1088 + 1280, 544), "half of a window is its own"
     assert choose(FieldOfView(32, None), 256) == (256, 64)
     assert choose(FieldOfView(32, None), 100) == (96, 32)
@@ -76,6 +80,42 @@ def test_defaults():
     assert choose(FieldOfView(32, 210), 256, side=256) == (256, 64), "too small for the radius"
     assert choose(FieldOfView(32, 210), 256, overlap=16) == (1056, 16)
     assert choose(FieldOfView(32, None), 256, side=128, overlap=0) == (128, 0)
+
+
+@given(
+    st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
+    st.sampled_from([(1216, 224), (2240, 224), (704, 96), (96, 32), (672, 0)]),
+    st.integers(1, 8),
+)
+def test_a_grid_computes_no_more_than_equal_windows(size, windows, together):
+    windows, context = Windows(*windows), FieldOfView(32, windows[1])
+
+    def work(axes):
+        (count, area) = (math.prod(f(axis) for axis in axes) for f in (lambda a: len(a.origins), lambda a: a.length))
+        return -(-count // together) * together * area
+
+    axes = grid(*size, windows, context, together)
+    equal = tuple(cut(n, windows, 32) for n in size)
+    assert work(axes) <= work(equal)
+    for axis, plain in zip(axes, equal, strict=True):
+        step = axis.length - 2 * windows.overlap
+        assert (axis.size, axis.padded) == (plain.size, plain.padded)
+        assert axis.length <= plain.length
+        assert axis == plain or windows.side % BLOCK != 2 * windows.overlap % BLOCK or step % BLOCK == 0
+        assert len(axis.origins) == 1 or cut(axis.size, Windows(axis.length, windows.overlap), 32) == axis
+    # A global network sees windows of the side that it was trained on, and what overlaps too little is not as exact.
+    assert grid(*size, windows, FieldOfView(32, None), together) == equal
+    assert grid(*size, windows, FieldOfView(32, windows.overlap + 1), together) == equal
+
+
+def test_a_large_scene():
+    """WHU-OPT-SAR's: two rows of three windows instead of five of seven, and 1.46 times its pixels instead of 2.5."""
+    context = FieldOfView(32, 210)
+    rows, columns = grid(3704, 5556, choose(context, 256), context, 2)
+    assert (rows.length, rows.origins) == (2240, (0, 1472))
+    assert (columns.length, columns.origins) == (2240, (0, 1792, 3328))
+    rows, columns = grid(2048, 2048, choose(context, 256), context, 2)
+    assert (rows.length, columns.length) == (2048, 1472), "one for each device, not one that both compute"
 
 
 @pytest.mark.parametrize(
