@@ -5,7 +5,8 @@ matrices takes a half to a tenth of the time where the kernel is 1x1, less where
 Elsewhere, and where an image's rows are over devices, everything is XLA's.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,15 @@ from jax import lax
 from jaxtyping import Array, Float
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+_ELSEWHERE = jax.make_user_context(False)
 LARGEST_KERNEL = 5  # side, above which XLA's gradient is as fast: the 7 x 7 of a ResNet's first layer
+
+
+@contextlib.contextmanager
+def as_elsewhere() -> Iterator[None]:
+    """Programs that are traced inside are those of other devices than CPUs, whichever they are compiled for."""
+    with _ELSEWHERE(True):
+        yield
 
 
 def convolve(
@@ -68,7 +77,8 @@ def _backward(strides: Any, padding: Any, dilation: Any, precision: Any, saved: 
     def products(x: Array, g: Array) -> Array:
         return kernel_gradient(x, g, kernel.shape[:2], strides, padding, dilation, precision).astype(kernel.dtype)
 
-    if max(kernel.shape[:2]) > LARGEST_KERNEL or jax.sharding.get_abstract_mesh().shape.get("space", 1) > 1:
+    in_strips = jax.sharding.get_abstract_mesh().shape.get("space", 1) > 1
+    if max(kernel.shape[:2]) > LARGEST_KERNEL or in_strips or _ELSEWHERE.value:
         return of_x, native(x, g)
     return of_x, lax.platform_dependent(x, g, cpu=products, default=native)
 

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType
 from sarjax.config import Experiment
 from sarjax.methods import build_method
 from sarjax.methods.record import Context, Method, Schedule, Teacher, Tree, Variables
+from sarjax.models.convolution import as_elsewhere
 from sarjax.train.collectives import MOVES, Collective, collectives
 from sarjax.train.feed import training_modalities
 from sarjax.train.mesh import AXES, batch_sharding, infer_sharding
@@ -125,12 +126,16 @@ def planned_batch(method: Method, experiment: Experiment, data: Any, mesh: Any) 
 
 
 def compile_step(experiment: Experiment, data: Any, mesh: jax.sharding.Mesh, teacher: Teacher | None = None) -> Program:
-    """Compiles the step of a run for a mesh of the devices at hand. data: a data set, or `Described`."""
+    """Compiles the step of a run for a mesh of the devices at hand. data: a data set, or `Described`.
+
+    Host devices stand for accelerators here: what networks do otherwise on a CPU (`sarjax.models.convolution`) is left
+    out.
+    """
     method, schedule = planned_method(experiment, data, teacher)
     state, frozen = planned_state(method, experiment, teacher, mesh)
     batch = planned_batch(method, experiment, data, mesh)
     rate = learning_rate(experiment.optimizer, schedule.steps)
-    with jax.set_mesh(mesh):  # as in a run
+    with jax.set_mesh(mesh), as_elsewhere():  # a mesh as in a run
         lowered = jit_step(method, experiment, rate, state).lower(state, frozen, batch)
     options = QUICK if mesh.devices.flat[0].platform == "cpu" else None
     return Program(lowered.compile(compiler_options=options), state, frozen, batch, dict(mesh.shape))

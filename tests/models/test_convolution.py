@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from sarjax.models.convolution import LAYOUT, convolve, kernel_gradient
+from sarjax.models.convolution import LAYOUT, as_elsewhere, convolve, kernel_gradient
 
 
 def case(seed, batch, size, channels, kernel, stride, dilation, pads):
@@ -105,3 +105,16 @@ def test_other_convolutions_are_refused(wrong):
             ((1, 1), (1, 1)),
             **{"dimension_numbers": LAYOUT} | wrong,
         )
+
+
+def test_programs_that_stand_for_other_devices_have_their_gradient():
+    x, w = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+    how = {"strides": (1, 1), "padding": ((1, 1), (1, 1))}
+
+    def products():
+        loss = lambda w: convolve(x, w, *how.values(), dimension_numbers=LAYOUT).sum()  # noqa: E731
+        return jax.jit(jax.grad(loss)).lower(w).as_text().count("dot_general")
+
+    with as_elsewhere():
+        assert products() == 0
+    assert products() == 1
