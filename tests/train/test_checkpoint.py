@@ -43,6 +43,24 @@ def test_the_newest_comes_back_on_todays_mesh(saved):
     assert (position, said, len(state["w"].sharding.device_set)) == ({"at": 2}, [], 4)
 
 
+def test_copies_on_several_devices_are_saved_without_compiling(tmp_path, caplog):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    state = jax.device_put(
+        {"a": np.arange(48.0).reshape(8, 6), "b": np.arange(7)}, replicated(make_mesh(config.Mesh()))
+    )
+    with jax.log_compiles():
+        jax.jit(lambda x: x + 41)(1)
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+    assert "Compiling" not in caplog.text
+    found, _ = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))
+    for name, value in state.items():
+        np.testing.assert_array_equal(found[name], value)
+    checkpoints.close()
+
+
 def test_keeps_the_newest_and_their_digests(saved):
     checkpoints, _, tmp_path = saved
     checkpoints.save(3, {"w": jnp.zeros((64, 64)), "none": None}, {})
