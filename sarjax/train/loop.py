@@ -23,7 +23,7 @@ from sarjax.train.loggers import MetricsFile, TensorBoard, Terminal, summary
 from sarjax.train.mesh import abstract_batch, make_mesh, place, put_batch, replicated
 from sarjax.train.optimizer import learning_rate, make_optimizer
 from sarjax.train.run import claim, environment, extended_to, make_schedule, newest_whole, record_start, resolve
-from sarjax.train.state import TrainState, abstract_state, born_sharded
+from sarjax.train.state import TrainState, abstract_state, born
 from sarjax.train.step import jit_step
 from sarjax.train.stop import StopFlag
 
@@ -70,9 +70,8 @@ def train(
     abstract = abstract_state(method, optimizer, experiment.seed, ema > 0, mesh)
 
     def first_state() -> TrainState:
-        born = born_sharded(method, optimizer, experiment.seed, ema > 0, mesh)
-        born = with_imported_weights(born, experiment)
-        return born if init_from is None else teachers.warm_start(born, init_from, method, dataset.spec, mesh, say)
+        first = with_imported_weights(born(method, optimizer, experiment.seed, abstract), experiment)
+        return first if init_from is None else teachers.warm_start(first, init_from, method, dataset.spec, mesh, say)
 
     # A new run's first state comes before its directory: what is wrong with it leaves nothing behind.
     state = None if (workdir / "config.json").exists() else first_state()
