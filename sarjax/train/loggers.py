@@ -94,7 +94,8 @@ class TensorBoard:
     """Event files; steps after `start` of an earlier attempt are purged."""
 
     def __init__(self, directory: Path, start: int):
-        from tensorboardX import SummaryWriter
+        with _without_torch():
+            from tensorboardX import SummaryWriter
 
         # The name holds the second only: a resume within it would overwrite the file.
         self._writer = SummaryWriter(str(directory), purge_step=start + 1, filename_suffix=f".{start}")
@@ -105,6 +106,19 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Hides torch from what is imported: tensorboardX would load it, for a second and a half, to know its tensors."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["torch"]
 
 
 class Terminal:
