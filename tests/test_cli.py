@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from verbs import SHRINK, fails, run
 
+from sarjax.cli.common import devices
 from sarjax.data.store import open_dataset
 from sarjax.machine import visible_cores
 
@@ -312,6 +313,20 @@ def test_help_loads_nothing_heavy():
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
     assert "ombria_s1" in done.stdout
+
+
+@pytest.mark.parametrize("asked", [None, "7.5"])
+def test_every_program_is_kept_where_a_cache_is(monkeypatch, asked):
+    """Not only those that took a second; unless the user says what is worth it."""
+    options = {}
+    monkeypatch.setattr(jax.config, "update", options.__setitem__)
+    name = "jax_persistent_cache_min_compile_time_secs"
+    monkeypatch.delenv(name.upper(), raising=False)
+    if asked:
+        monkeypatch.setenv(name.upper(), asked)
+    devices(3)
+    assert options["jax_num_cpu_devices"] == 3
+    assert options.get(name) == (None if asked else 0)
 
 
 def test_training_loads_neither_tensorflow_nor_rasterio(fake_records, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -31,6 +32,9 @@ def devices(host_devices: int = 0) -> None:
     import jax
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # the checkpoint library warns of what is meant
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # Where JAX_COMPILATION_CACHE_DIR names a folder: all programs, not those alone that took a second each.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_num_cpu_devices", host_devices or visible_cores())
 
 
