@@ -6,7 +6,7 @@ from typing import Any
 
 from sarjax.cli.common import Verb, command, dispatch
 from sarjax.cli.deploy import deploy
-from sarjax.cli.measure import build, input_
+from sarjax.cli.measure import build, input_, start
 from sarjax.cli.step import step_verb
 
 VERBS: dict[str, Verb] = {
@@ -14,6 +14,7 @@ VERBS: dict[str, Verb] = {
     "step": step_verb,
     "input": command("bench input", input_),
     "build": command("bench build", build),
+    "start": command("bench start", start),
 }
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import FlagCreatePairsOff
+from tyro.conf import FlagCreatePairsOff, Positional
 
 from sarjax.cli.common import note, size_of, stoppable
 
@@ -85,4 +85,30 @@ def build(
             folder=folder,
             say=note,
         )
+    show(found, json)
+
+
+def start(
+    recipe: Positional[str] = "synthetic_sar",
+    preset: str = "",
+    batch: int = 8,
+    torch: FlagCreatePairsOff[bool] = True,
+    repetitions: int = 5,
+    json: FlagCreatePairsOff[bool] = False,
+) -> None:
+    """Measure start-up: seconds to help, and to a recipe's first step with a cold and with a warm compilation cache
+
+    Args:
+        recipe: what is trained on made-up scenes; one of whu_opt_sar that learns without a teacher.
+        preset: a preset of the recipe, such as cpu.
+        batch: tiles of a step.
+        torch: also PyTorch's import and first step, where torch is installed.
+        repetitions: starts of each, in turn, after one that does not count.
+        json: print one line of JSON instead of a table.
+    """
+    from sarjax.bench.start import bench_start
+    from sarjax.cli.bench import show
+
+    with stoppable("nothing was kept"):
+        found = bench_start(recipe, preset=preset, batch=batch, repetitions=repetitions, torch=torch, say=note)
     show(found, json)
