@@ -39,7 +39,7 @@ def measured(*parts, experiment=None, **ranges):
 
 
 def test_memory_grows_along_a_line():
-    found = measured("batch", "size")
+    found = measured("batch", "size", experiment=toy.config().experiment)
     rows = [row for row in found["rows"] if row["part"] == "batch"]
     assert [row["rows"] for row in rows] == [1, 2, 4]
     assert len({row["state_bytes"] for row in rows}) == 1

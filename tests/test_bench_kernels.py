@@ -76,7 +76,7 @@ def test_one_line(capsys):
         (("flips", "views", "--sizes", "8"), "one kernel"),
         (("--sizes", "8"), "one kernel"),
         (("flips", "--sizes", "0"), "size is 0"),
-        (("neighbours", "--sizes", "3"), "more than 3 tiles"),
+        (("neighbours", "--sizes", "3"), "size is 3"),
         (("flips", "--repetitions", "0"), "repetitions is 0"),
     ],
 )

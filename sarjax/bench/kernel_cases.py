@@ -17,7 +17,6 @@ from sarjax.augment.geometry import draw_view, geometry
 from sarjax.augment.keys import row_keys
 from sarjax.augment.radiometry import radiometry
 from sarjax.config import Augment
-from sarjax.errors import UserError
 from sarjax.evaluate.confusion import by_products, confusion_per_row
 from sarjax.losses.contrastive import unit
 from sarjax.losses.transport import transport
@@ -102,8 +101,6 @@ def neighbours(tiles: int) -> Case:
 
     The difference is that of the cosines of what is found.
     """
-    if tiles <= NEIGHBOURS:
-        raise UserError(f"size is {tiles}; more than {NEIGHBOURS} tiles, as many as have neighbours, are accepted.")
     bank = np.zeros((padded(tiles), CHANNELS), np.float32)
     bank[:tiles] = np.random.default_rng(0).standard_normal((tiles, CHANNELS))
     valid = np.arange(len(bank)) < tiles

@@ -17,16 +17,17 @@ Say = Callable[[str], None]
 
 
 class Kernel(NamedTuple):
-    """case: of a size. sizes: those that are measured where none are asked for. unit: what a size counts."""
+    """case: of a size. sizes: those that are measured where none are asked for. unit: what a size counts. least: one."""
 
     case: Callable[[int], kernel_cases.Case]
     sizes: tuple[int, ...]
     unit: str
+    least: int = 1
 
 
 KERNELS: dict[str, Kernel] = {
     "sinkhorn": Kernel(kernel_cases.sinkhorn, (65_536, 1_048_576), "pixels"),
-    "neighbours": Kernel(kernel_cases.neighbours, (8_192, 20_000), "tiles"),
+    "neighbours": Kernel(kernel_cases.neighbours, (8_192, 20_000), "tiles", kernel_cases.NEIGHBOURS + 1),
     "confusion": Kernel(kernel_cases.confusions, (8, 32), "tiles"),
     "flips": Kernel(kernel_cases.flips, (8, 32), "tiles"),
     "views": Kernel(kernel_cases.views, (8, 32), "tiles"),
@@ -51,7 +52,7 @@ def bench_kernels(
       repetitions: timed calls of each side.
 
     Raises:
-      UserError: no such kernel, sizes for several kernels or below 1, fewer than one repetition.
+      UserError: no such kernel, sizes for several kernels or too small ones, fewer than one repetition.
     """
     timing.check(repetitions)
     for name in names:
@@ -60,8 +61,9 @@ def bench_kernels(
     if sizes and len(names) != 1:
         raise UserError("sizes are given, but each kernel has its own unit: the name of one kernel is accepted.")
     for size in sizes:
-        if size < 1:
-            raise UserError(f"size is {size}; a whole number of {KERNELS[names[0]].unit} from 1 is accepted.")
+        kernel = KERNELS[names[0]]
+        if size < kernel.least:
+            raise UserError(f"size is {size}; a whole number of {kernel.unit} from {kernel.least} is accepted.")
     if absent := [name for name, there in kernel_cases.PEERS.items() if not there]:
         say(f"{' and '.join(absent)}: not installed, so without figures; pip install 'sarjax[bench]' would do")
     rates = timing.rates()
