@@ -62,7 +62,7 @@ def general_modules():
 
 
 BASES = {"MethodOptions", "Named", "NetworkOptions"}
-GENERAL = {"sarjax.options", "sarjax.options.base", "sarjax.methods", "sarjax.methods.record"}
+GENERAL = {f"sarjax.{name}" for name in ("options", "options.base", "methods", "methods.record", "methods.neighbours")}
 
 
 def papers(source):

@@ -13,6 +13,7 @@ from sarjax.spec import DatasetSpec, ModalitySpec
 SPECKLED = ("amplitude", "intensity", "db")
 JITTERED = ("reflectance", "stretched")
 _PROPOSALS = 3
+_SUMMED = 6  # looks; the product of as many uniform numbers of 16 bits is a normal float32
 
 
 def radiometry(batch: Mapping[str, Array], key: PRNGKeyArray, options: Augment, spec: DatasetSpec) -> dict[str, Array]:
@@ -90,16 +91,34 @@ def _speckled(x: Float[Array, "t h w"], gain: Float[Array, "t h w"], kind: str) 
 def unit_gamma(key: PRNGKeyArray, looks: float, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     """Gamma(L, 1/L): mean 1, variance 1/L, always positive.
 
-    Marsaglia and Tsang (2000): d = L - 1/3, c = 1 / sqrt(9 d), v = (1 + c z)^3 with z ~ N(0, 1) is accepted if
+    A few whole looks are what they are: G = -log(u_1 ... u_L) / L, a mean of exponentials. Uniform numbers of 16 bits
+    do (an exponential ends at 11.8; its mean is off by 5e-6), and take a fifth of the time of what follows.
+
+    Other L: Marsaglia and Tsang (2000): d = L - 1/3, c = 1 / sqrt(9 d), v = (1 + c z)^3 with z ~ N(0, 1) is accepted if
     log u < z^2 / 2 + d (1 - v + log v); then G = d v / L. For L < 1: G(L) = G(L + 1) u^(1/L).
 
     `jax.random.gamma` loops until every pixel is accepted (and pixel by pixel on CPUs). At least .95 of the proposals
     are accepted, so three of them, the last one taken as it comes, leave an error in distribution below 1.3e-4.
     """
+    if looks in range(1, _SUMMED + 1):
+        return _mean_of_exponentials(key, int(looks), shape)
     if looks < 1:
         k_gamma, k_boost = jax.random.split(key)
         boost = jax.random.uniform(k_boost, shape, minval=jnp.finfo(jnp.float32).tiny)
-        return (looks + 1) / looks * unit_gamma(k_gamma, looks + 1, shape) * boost ** (1 / looks)
+        return (looks + 1) / looks * _by_rejection(k_gamma, looks + 1, shape) * boost ** (1 / looks)
+    return _by_rejection(key, looks, shape)
+
+
+def _mean_of_exponentials(key: PRNGKeyArray, count: int, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+    words = jax.random.bits(key, (-(-count // 2), *shape), jnp.uint32)
+    product = jnp.ones(shape, jnp.float32)
+    for number in range(count):
+        half = words[number // 2] >> 16 if number % 2 else words[number // 2] & 0xFFFF
+        product *= (half.astype(jnp.float32) + 0.5) * 2.0**-16
+    return -jnp.log(product) / count
+
+
+def _by_rejection(key: PRNGKeyArray, looks: float, shape: tuple[int, ...]) -> Float[Array, "*shape"]:
     d = looks - 1 / 3
     c = (9 * d) ** -0.5
     k_z, k_u = jax.random.split(key)

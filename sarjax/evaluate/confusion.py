@@ -38,10 +38,10 @@ def confusion_per_row(
     if row_valid is not None:
         keep &= (row_valid > 0)[:, None, None]
     arguments = truth, predicted, keep, jnp.arange(num_classes)
-    return lax.platform_dependent(*arguments, cpu=_by_scatter, default=_by_products)
+    return lax.platform_dependent(*arguments, cpu=by_scatter, default=by_products)
 
 
-def _by_scatter(truth: Array, predicted: Array, keep: Array, classes: Array) -> Int[Array, "b k k"]:
+def by_scatter(truth: Array, predicted: Array, keep: Array, classes: Array) -> Int[Array, "b k k"]:
     """One bin per row and pair of classes; what is left out adds 0 to one of them. Devices add up their own pixels."""
     b, k = len(truth), len(classes)
     pair = (jnp.arange(b)[:, None, None] * k + truth) * k + predicted
@@ -49,7 +49,7 @@ def _by_scatter(truth: Array, predicted: Array, keep: Array, classes: Array) -> 
     return counts.at[jnp.where(keep, pair, 0)].add(keep.astype(jnp.int32), mode="promise_in_bounds").reshape(b, k, k)
 
 
-def _by_products(truth: Array, predicted: Array, keep: Array, classes: Array) -> Int[Array, "b k k"]:
+def by_products(truth: Array, predicted: Array, keep: Array, classes: Array) -> Int[Array, "b k k"]:
     """One-hot products per image line in float32, where a count cannot exceed the line's width and so is exact, then
     int32 sums over lines. (One float32 sum would silently stop at 2^24 = 4096^2 pixels.)
     """
