@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 
 
 class Kernel(NamedTuple):
-    """case: of a size. sizes: those that are measured where none are asked for. unit: what a size counts. least: one."""
+    """case: of a size. sizes: those that are measured where none are asked for, and the least. unit: what they count."""
 
     case: Callable[[int], kernel_cases.Case]
     sizes: tuple[int, ...]
