@@ -66,17 +66,18 @@ def test_what_is_cut_is_smaller_and_sent():
     assert 1 < cut["times_least"] < 1.6, "host devices sum gradients whole before they are cut"
 
 
-def test_the_largest_batch_is_that_of_the_plan():
+def test_the_largest_batch_fills_a_device():
     found = measured("largest")
     none, some = found["rows"]
     assert none["largest_batch"] == 0
     assert none["peak_bytes"] is None
     assert some["largest_batch"] > 4
     assert some["share"] == pytest.approx(some["peak_bytes"] / (0.05 * 2**30))
+    assert 0.9 < some["share"] <= 1
     experiment = toy.config(network=toy.FCN(width=2.0, stages=1), batch_size=4).experiment
     kind = bench.KINDS["h100"]._replace(memory=0.05 * 2**30, usable=1.0)
     known = plan(Asked(experiment, DATA, {"data": 1, "fsdp": 1, "space": 1}, kind), limit=1, say=lambda line: None)
-    assert some["largest_batch"] == known["largest_batch"]["batch"]
+    assert abs(some["planned_batch"] - known["largest_batch"]["batch"]) <= 1, "but for rounding"
 
 
 def test_seconds_against_tiles():

@@ -33,6 +33,7 @@ from sarjax.train.program import Program, compile_step, device_bytes, part, plan
 GIB = 2**30
 CHANNELS, NEIGHBOURS = 512, 3  # of a bank of features
 SCENE = 1024  # side of a made-up scene in pixels
+MOST_TRIES = 6  # of a batch that fills a device
 PARTS = ("batch", "size", "fsdp", "devices", "largest", "neighbours", "refresh", "build")
 
 Say = Callable[[str], None]
@@ -72,7 +73,7 @@ def bench_growth(
 
     batch, size: memory of a device against rows and pixels, beside a straight line through them all. fsdp: memory,
     and what a step sends, as the state is cut. devices: what a step sends as devices share more rows. largest: the
-    largest batch of one device, by the line of `sarjax plan`, and what the compiler says of that batch. neighbours,
+    largest batch of one device: by the line of `sarjax plan`, and that whose compiled step fills it. neighbours,
     refresh, build: seconds against tiles, whose `exponent` is the slope between logarithms.
 
     Args:
@@ -185,15 +186,30 @@ class _Growth:
         one = {"data": 1, "fsdp": 1, "space": 1}
         kind = next(iter(KINDS.values()))  # what it is has no part in the line
         line = plan(Asked(experiment, self.data, one, kind, self.teacher), limit=1, say=self.say)["largest_batch"]
+        fixed, each = line["bytes_without_rows"], line["bytes_per_row"]
         rows = []
         for gib in self.ranges.memories:
-            most = int((gib * GIB - line["bytes_without_rows"]) // line["bytes_per_row"])
-            while most > 0 and self._rows(most) != most:
-                most -= 1
-            peak = self.program(most).peak if most > 0 else None
-            share = peak and peak / (gib * GIB)
-            rows.append({"memory_gib": gib, "largest_batch": max(0, most), "peak_bytes": peak, "share": share})
-        return rows, {name: line[name] for name in ("bytes_per_row", "bytes_without_rows")}
+            memory = gib * GIB
+            planned = self._whole((memory - fixed) / each)
+            most, peak = self._filling(planned, memory, fixed)
+            share = peak and peak / memory
+            found = {"planned_batch": planned, "largest_batch": most, "peak_bytes": peak, "share": share}
+            rows.append({"memory_gib": gib, **found})
+        return rows, {"bytes_per_row": each, "bytes_without_rows": fixed}
+
+    def _filling(self, rows: int, memory: float, fixed: float) -> tuple[int, int | None]:
+        """(rows whose step fits into so many bytes and fills all but a hundredth of them, about; its peak)."""
+        tried: dict[int, int] = {}
+        while rows and rows not in tried:
+            tried[rows] = self.program(rows).peak
+            if 0.99 * memory <= tried[rows] <= memory or len(tried) == MOST_TRIES:
+                break
+            rows = self._whole(0.998 * rows * (memory - fixed) / (tried[rows] - fixed))
+        return max(((n, peak) for n, peak in tried.items() if peak <= memory), default=(0, None))
+
+    def _whole(self, rows: float) -> int:
+        """As many rows, or the fewest less that streams and microbatches can share; 0 where none are left."""
+        return next((n for n in range(int(rows), 0, -1) if self._rows(n) == n), 0)
 
     # ------------------------------------------------------------------- what is measured
 

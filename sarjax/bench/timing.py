@@ -13,6 +13,7 @@ from sarjax.machine import processor, visible_cores
 
 Side = Callable[[], Any]
 REPETITIONS = 5
+LONG = 5.0  # seconds
 
 
 def in_turns(
@@ -29,7 +30,8 @@ def in_turns(
 
     Args:
       settle: call each side once more, untimed, before each call that counts, so that no side pays for the caches and
-        for the threads that still spin which the one before it has left; worth it where a call takes less than seconds.
+        for the threads that still spin which the one before it has left; worth it where a call takes less than seconds,
+        so left out for sides whose calls take longer than `LONG`.
       clock: calls a side and says its seconds, where it knows better than the clock on the wall here.
 
     Raises:
@@ -37,12 +39,11 @@ def in_turns(
     """
     check(repetitions)
     clock = clock or _seconds
-    for side in sides.values():
-        clock(side)
+    first = {name: clock(side) for name, side in sides.items()}
     found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repetitions):
         for name, side in sides.items():
-            if settle:
+            if settle and first[name] < LONG:
                 clock(side)
             found[name].append(clock(side))
     return {name: spread(values) for name, values in found.items()}
