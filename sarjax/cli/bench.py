@@ -6,13 +6,18 @@ from typing import Any
 
 from sarjax.cli.common import Verb, command, dispatch
 from sarjax.cli.deploy import deploy
+from sarjax.cli.scene import scene
 from sarjax.cli.step import step_verb
 
-VERBS: dict[str, Verb] = {"deploy": command("bench deploy", deploy), "step": step_verb}
+VERBS: dict[str, Verb] = {
+    "deploy": command("bench deploy", deploy),
+    "scene": command("bench scene", scene),
+    "step": step_verb,
+}
 
 
 def bench_verb(args: Sequence[str]) -> None:
-    """Measure: a run as it is deployed, and a training step beside PyTorch's"""
+    """Measure: a run as it is deployed, and training steps and maps of scenes beside PyTorch's"""
     dispatch("sarjax bench", VERBS, args)
 
 
