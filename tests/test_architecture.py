@@ -13,7 +13,8 @@ import sarjax
 PACKAGE = Path(sarjax.__file__).parent
 ALONE = {
     "orbax": "train/checkpoint.py",
-    "rasterio": ("georeference.py", "raster.py", "bench/torch_input.py"),
+    # Beside our own: scripts as users of PyTorch write them, which benchmarks measure.
+    "rasterio": ("georeference.py", "raster.py", "bench/torch_input.py", "bench/torch_scene.py"),
     "ott": "losses/transport.py",
     "grain": "data/pipeline.py",
     "safetensors": ("train/teacher.py", "models/torchvision.py"),

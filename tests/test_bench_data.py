@@ -1,6 +1,7 @@
 """`sarjax bench input` and `build`, tiny: complete results, and a peer that reads the same tiles."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -102,9 +103,5 @@ def test_build(tmp_path, capsys):
 def test_a_process_that_fails_or_dies(tmp_path):
     with Apart(open_directory, tmp_path) as side, pytest.raises(UserError, match="holds no built data set"):
         side()
-    with Apart(dying) as side, pytest.raises(UserError, match="ended with exit code 3"):
+    with Apart(sys.exit, 3) as side, pytest.raises(UserError, match="ended with exit code 3"):
         side()
-
-
-def dying():
-    raise SystemExit(3)

@@ -10,10 +10,12 @@ from sarjax.cli.deploy import deploy
 from sarjax.cli.growth import growth_verb
 from sarjax.cli.kernels import kernels
 from sarjax.cli.measure import build, input_, start
+from sarjax.cli.scene import scene
 from sarjax.cli.step import step_verb
 
 VERBS: dict[str, Verb] = {
     "deploy": command("bench deploy", deploy),
+    "scene": command("bench scene", scene),
     "step": step_verb,
     "input": command("bench input", input_),
     "build": command("bench build", build),
@@ -24,7 +26,7 @@ VERBS: dict[str, Verb] = {
 
 
 def bench_verb(args: Sequence[str]) -> None:
-    """Measure: runs as they are deployed; steps, input and kernels beside what else there is; what grows"""
+    """Measure: runs as deployed; steps, maps of scenes, input and kernels beside what else there is; what grows"""
     dispatch("sarjax bench", VERBS, args)
 
 

@@ -48,7 +48,7 @@ def by_windows(
     if batch < 0:
         raise UserError(f"--batch is {batch}, but should be a whole number from 1, or 0 to leave it open.")
     head, inputs = restored.method.heads[name], restored.config.experiment.inputs
-    apply, classify = _on_devices(head, restored, mesh, tta)
+    apply, classify = on_devices(head.predict, (restored.params, restored.stats), mesh, tta)
     engine = Engine(
         apply,
         reads_of(name, head, inputs, restored.spec),
@@ -60,7 +60,7 @@ def by_windows(
     )
 
     def make(scene, size, labels, probabilities, tags, progress) -> Mapped:
-        rows = _rows(engine, size, row_shards(mesh))
+        rows = batch_rows(engine, size, row_shards(mesh))
         return map_scene(engine._replace(rows=rows), scene, labels, probabilities, tags=tags, progress=progress)
 
     about = {"window": windows.side, "overlap": windows.overlap, "tta": tta}
@@ -129,32 +129,41 @@ def reads_of(name: str, head: "Head", inputs: Inputs, spec: DatasetSpec) -> Read
     return Reads(spec, modalities, tuple(dates))
 
 
-def _on_devices(head: "Head", restored: "Restored", mesh: "jax.sharding.Mesh", tta: bool) -> tuple[Apply, Apply]:
-    """(batch of numpy arrays) -> probabilities, and -> classes, rows over the mesh; compiled once for each shape."""
+def on_devices(
+    predict: Callable[[Any, Any, Mapping[str, Any]], Any],
+    variables: tuple[Any, Any],
+    mesh: "jax.sharding.Mesh",
+    tta: bool = False,
+) -> tuple[Apply, Apply]:
+    """(batch of numpy arrays) -> probabilities, and -> classes, rows over the mesh; compiled once for each shape.
+
+    predict: (params, stats, batch) -> logits (b, h, w, k). variables: params and stats, on the mesh.
+    """
     import jax
     import jax.numpy as jnp
 
+    from sarjax.scenes.classes import most_probable
     from sarjax.scenes.symmetry import over_symmetries
     from sarjax.train.mesh import batch_sharding, put_batch
 
     def probabilities(params: Any, stats: Any, batch: Any) -> Any:
         def once(rows: Any) -> Any:
-            return jax.nn.softmax(head.predict(params, stats, rows).astype(jnp.float32), -1)
+            return jax.nn.softmax(predict(params, stats, rows).astype(jnp.float32), -1)
 
         return (over_symmetries(once) if tta else once)(batch)
 
     def classes(params: Any, stats: Any, batch: Any) -> Any:
-        scores = (probabilities if tta else head.predict)(params, stats, batch)
-        return jnp.argmax(scores, -1).astype(jnp.uint8)
+        scores = (probabilities if tta else predict)(params, stats, batch)
+        return most_probable(scores)
 
-    def on_devices(function: Callable[..., Any]) -> Apply:
+    def compiled(function: Callable[..., Any]) -> Apply:
         step = jax.jit(function, out_shardings=batch_sharding(mesh, 1))
-        return lambda batch: step(restored.params, restored.stats, put_batch(mesh, batch))
+        return lambda batch: step(*variables, put_batch(mesh, batch))
 
-    return on_devices(probabilities), on_devices(classes)
+    return compiled(probabilities), compiled(classes)
 
 
-def _rows(engine: Engine, size: tuple[int, int], shards: int) -> int:
+def batch_rows(engine: Engine, size: tuple[int, int], shards: int) -> int:
     """Windows in a batch: as many as asked for on every device, but not more than the scene has."""
     rows, columns = grid(*size, engine.windows, engine.context, shards)
     count = len(rows.origins) * len(columns.origins)

@@ -26,6 +26,7 @@ from sarjax.machine import available_memory
 from sarjax.models.context import FieldOfView
 from sarjax.models.strips import strips
 from sarjax.raster import Window
+from sarjax.scenes.classes import most_probable
 from sarjax.scenes.inputs import Reads, Scene, SceneReader, open_scene, scene_statistics
 from sarjax.scenes.rasters import MapFiles, Mapped, Worker, create_map
 from sarjax.scenes.stages import Stages
@@ -97,9 +98,8 @@ class Whole:
         def program(params: Any, stats: Any, batch: Mapping[str, Any]) -> tuple[Any, ...]:
             with strips(layout.rows, layout.padded):
                 scores = self.predict(params, stats, batch).astype(jnp.float32)
-            found = jax.nn.softmax(scores, -1)
-            labels = jnp.argmax(found, -1).astype(jnp.uint8)
-            return (labels, found) if probabilities else (labels,)
+            labels = most_probable(scores)
+            return (labels, jax.nn.softmax(scores, -1)) if probabilities else (labels,)
 
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=self.common), self.variables

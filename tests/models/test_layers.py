@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sarjax.models import layers
+from sarjax.models import layers, resampling
 from sarjax.models.resampling import adaptive_avg_pool, avg_pool, grid_sample, max_pool, resize_bilinear
 
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
@@ -53,6 +53,29 @@ def test_resize_equals_torch(oracle, align_corners):
             np.testing.assert_allclose(gradient, nhwc(arrays[f"{case}/{kind}_grad_x"]), **EXACT, err_msg=case)
             checked += 1
     assert checked
+
+
+@pytest.mark.parametrize(
+    ("size", "target"), [((5, 7), (20, 28)), ((3, 8), (48, 8)), ((1, 1), (4, 2)), ((6, 4), (9, 8))]
+)
+def test_large_targets_are_sums_of_neighbours(monkeypatch, size, target):
+    """Where the matrices are mostly zeros: the same values, the same gradient, and no product."""
+    x, probe = random(2, *size, 3), random(2, *target, 3, seed=1)
+
+    def both():
+        jax.clear_caches()
+        resize = jax.jit(lambda x: resize_bilinear(x, target))
+        products = resize.lower(x).as_text().count("dot_general")
+        return products, resize(x), gradient_of(resize, x, probe), resize(x.astype(jnp.bfloat16)).dtype
+
+    by_products = both()
+    monkeypatch.setattr(resampling, "LONG", 0)
+    by_sums = both()
+    whole = all(out % n == 0 for n, out in zip(size, target, strict=True))
+    assert (by_products[0], by_sums[0]) == (2, 0 if whole else 2)
+    np.testing.assert_allclose(by_sums[1], by_products[1], **EXACT)
+    np.testing.assert_allclose(by_sums[2], by_products[2], **EXACT)
+    assert by_sums[3] == by_products[3] == jnp.bfloat16
 
 
 def test_pools_equal_torch(oracle):

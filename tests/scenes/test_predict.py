@@ -15,6 +15,7 @@ from sarjax import raster
 from sarjax.config import Inputs
 from sarjax.errors import UserError
 from sarjax.options import FCN, LANet
+from sarjax.scenes.classes import FEW, most_probable
 from sarjax.scenes.inputs import parse_scenes
 from sarjax.scenes.predict import map_scene
 from sarjax.scenes.stages import Stages
@@ -74,6 +75,14 @@ def test_a_map_without_probabilities(fcn, tmp_path, windows, asked):
     np.testing.assert_array_equal(raster.read(tmp_path / "m.tif")[..., 0][sure], blended[sure])
     assert (sum(alone.classes), alone.no_data) == (sum(mapped.classes), mapped.no_data)
     assert all(seconds > 0 for seconds in stages.seconds.values()), stages.seconds
+
+
+@pytest.mark.parametrize("classes", [1, 2, 8, FEW, FEW + 1])
+def test_the_most_probable_class(classes):
+    scores = np.random.default_rng(0).integers(0, 3, (4, 5, classes)).astype(np.float32)  # with ties: the first
+    found = most_probable(scores)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, scores.argmax(-1))
 
 
 @settings(max_examples=6, deadline=None)
