@@ -247,7 +247,8 @@ def test_another_process_runs_it_without_sarjax(run, exported, tmp_path):
     result = np.load(tmp_path / "result.npz")
     restored = restore_run(run, make_mesh(Mesh(), jax.devices()[:1]))
     logits = predicted(restored.method.heads["main"], restored.params, restored.stats, batch)
-    np.testing.assert_allclose(result["logits"], logits, atol=1e-5)
+    # Another XLA, of one device: weights moved by 1e-7 move these logits by 1e-6 of the largest.
+    np.testing.assert_allclose(result["logits"], logits, atol=3e-6 * np.abs(logits).max())
     seen = (batch["sar_valid"] | batch["optical_valid"])[:, 0] > 0
     np.testing.assert_array_equal(result["labels"], np.where(seen, logits.argmax(-1), 255))
 

@@ -2,7 +2,8 @@
 
 Accumulation is not in the table: all these methods normalise over a batch, so a microbatch is another batch. Where
 nothing couples rows it changes nothing (`test_step.test_devices_and_microbatches_change_nothing`). What turns on a last
-bit (ReLU at zero, speckle, rounding of resampled views) is left out of the networks and inputs: see `layouts`.
+bit (ReLU at zero, a pool of equals, speckle, rounding of resampled views) is left out of the networks and inputs: see
+`layouts`.
 """
 
 import contextlib
