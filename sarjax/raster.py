@@ -192,7 +192,7 @@ def create(
     profile = {
         "driver": "GTiff", "height": height, "width": width, "count": bands, "dtype": dtype, "nodata": no_data,
         "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "pixel", "BIGTIFF": "IF_SAFER",
-        "compress": "deflate", "predictor": 3 if np.dtype(dtype).kind == "f" else 2,
+        "compress": "deflate", "predictor": 3 if np.dtype(dtype).kind == "f" else 2, "num_threads": "all_cpus",
     }  # fmt: skip
     if georeference.transform is not None:
         profile["transform"] = georeference.transform

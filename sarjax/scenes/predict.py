@@ -78,7 +78,8 @@ def map_scene(
         apply, channels, dtype = engine.apply, spec.num_classes, np.float32
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(_beside(labels)))
-        reader, writer = stack.enter_context(Worker("reader")), stack.enter_context(Worker("writer"))
+        reader = stack.enter_context(Worker("reader"))
+        writer = stack.enter_context(Worker("writer", closing=stages("write")))
         source: SceneReader = reader.open(open_scene(scene, engine.reads))
         shared: dict[str, np.ndarray] = {}
         if engine.by_scene:

@@ -15,10 +15,14 @@ from sarjax.spec import IGNORE_LABEL, DatasetSpec
 
 
 class Worker:
-    """One thread, and what is opened in it: a raster is not shared between threads, and is closed where it began."""
+    """One thread, and what is opened in it: a raster is not shared between threads, and is closed where it began.
 
-    def __init__(self, name: str):
+    closing: entered while what was opened is closed.
+    """
+
+    def __init__(self, name: str, closing: contextlib.AbstractContextManager | None = None):
         self._pool, self._stack = ThreadPoolExecutor(1, name), contextlib.ExitStack()
+        self._closing = closing or contextlib.nullcontext()
 
     def submit(self, work: Callable, *args: Any) -> Future:
         return self._pool.submit(work, *args)
@@ -32,7 +36,8 @@ class Worker:
     def __exit__(self, *raised: Any) -> None:
         # Rasters that are being written must see what went wrong, so that none of them appears half-written.
         try:
-            self.submit(self._stack.__exit__, *raised).result()
+            with self._closing:
+                self.submit(self._stack.__exit__, *raised).result()
         finally:
             self._pool.shutdown()
 

@@ -143,7 +143,8 @@ def map_whole(
     """
     tell, stages = progress or (lambda stage, done, total: None), stages or Stages()
     with contextlib.ExitStack() as stack:
-        reader, writer = stack.enter_context(Worker("reader")), stack.enter_context(Worker("writer"))
+        reader = stack.enter_context(Worker("reader"))
+        writer = stack.enter_context(Worker("writer", closing=stages("write")))
         source: SceneReader = reader.open(open_scene(scene, whole.reads))
         layout = whole.lay(source.height, source.width)
         program = whole.program(layout, probabilities is not None)
