@@ -1,4 +1,4 @@
-"""The gradient of a kernel by products of matrices is that of the convolution."""
+"""Products of matrices are the convolution, and its gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,10 @@ def plain(x, w, *, strides, padding, rhs_dilation):
     return lax.conv_general_dilated(x, w, strides, padding, rhs_dilation=rhs_dilation, dimension_numbers=LAYOUT)
 
 
+def ours(x, w, *, strides, padding, rhs_dilation):
+    return convolve(x, w, strides, padding, rhs_dilation=rhs_dilation, dimension_numbers=LAYOUT)
+
+
 pair = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
 
 
@@ -35,7 +39,7 @@ pair = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high
     pair(1, 4),
     pair(1, 5),
     pair(1, 3),
-    pair(1, 3),
+    pair(1, 9),
     st.tuples(pair(0, 4), pair(0, 4)),
     st.booleans(),
 )
@@ -51,12 +55,18 @@ def test_equals_the_convolution(seed, batch, size, channels, kernel, stride, dil
         x, w, g, how = made
         found = kernel_gradient(x, g, kernel, stride, pads, dilation)
         assert found.dtype == jnp.float64
-        np.testing.assert_allclose(found, jax.vjp(lambda w: plain(x, w, **how), w)[1](g)[0], rtol=1e-10, atol=1e-10)
+        y, gradients = jax.vjp(lambda x, w: plain(x, w, **how), x, w)
+        np.testing.assert_allclose(found, gradients(g)[1], rtol=1e-10, atol=1e-10)
+        for one, other in zip(
+            (lambda y, f: (y, *f(g)))(*jax.vjp(lambda x, w: ours(x, w, **how), x, w)), (y, *gradients(g)), strict=True
+        ):
+            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "dilation"), [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 6), (7, 2, 1)]
+    ("kernel", "stride", "dilation"),
+    [(1, 1, 1), (1, 2, 1), (3, 1, 1), (3, 2, 1), (3, 1, 2), (3, 1, 6), (3, 1, 12), (7, 2, 1)],
 )
 def test_both_gradients_of_what_networks_call(kernel, stride, dilation, dtype):
     pad = dilation * (kernel - 1) // 2
@@ -72,17 +82,11 @@ def test_both_gradients_of_what_networks_call(kernel, stride, dilation, dtype):
     x, w = (jnp.asarray(a, dtype) for a in (x, w))
     y = plain(x, w, **how)
     g = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape), dtype)
-    ours, theirs = (
-        jax.vjp(lambda x, w, f=f: f(x, w, **how), x, w)
-        for f in (
-            lambda *a, strides, padding, rhs_dilation: convolve(
-                *a, strides, padding, rhs_dilation=rhs_dilation, dimension_numbers=LAYOUT
-            ),
-            plain,
-        )
-    )
-    np.testing.assert_array_equal(ours[0], theirs[0])
-    for one, other in zip(ours[1](g), theirs[1](g), strict=True):
+    (found, pulled), (wanted, pull) = (jax.vjp(lambda x, w, f=f: f(x, w, **how), x, w) for f in (ours, plain))
+    if dilation == 1:
+        np.testing.assert_array_equal(found, wanted)
+    for one, other in zip((found, *pulled(g)), (wanted, *pull(g)), strict=True):
+        assert one.shape == other.shape
         assert one.dtype == other.dtype == jnp.dtype(dtype)
         scale = float(jnp.abs(other).max())
         np.testing.assert_allclose(
@@ -118,3 +122,18 @@ def test_programs_that_stand_for_other_devices_have_their_gradient():
     with as_elsewhere():
         assert products() == 0
     assert products() == 1
+
+
+def products_of(size, dilation):
+    """How many products and convolutions a 3 x 3 kernel's value is made of on a CPU."""
+    how = {"strides": (1, 1), "padding": ((dilation,) * 2,) * 2, "rhs_dilation": (dilation,) * 2}
+    text = jax.jit(lambda x, w: ours(x, w, **how)).lower(jnp.ones((1, size, size, 4)), jnp.ones((3, 3, 4, 4))).as_text()
+    return text.count("dot_general"), text.count("stablehlo.convolution")
+
+
+def test_padding_is_left_out():
+    assert products_of(16, 6) == (9, 0)
+    assert products_of(16, 15) == (9, 0)
+    assert products_of(16, 16) == (0, 1), "the middle alone sees the image, everywhere"
+    assert products_of(64, 6) == (0, 1), "little of it is padding"
+    assert products_of(1, 1) == (0, 1)
