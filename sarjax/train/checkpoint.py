@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from sarjax.errors import UserError
 from sarjax.files import file_digest, write_atomically
+
+NO_STEP, NONE_WHOLE = -1, -2
 
 
 def _write_first_copies() -> None:
@@ -107,19 +111,25 @@ class Checkpoints:
         abstract: shapes, dtypes and today's shardings. Damaged steps are named and moved to `damaged/` beside the
         directory; UserError when there are checkpoints but none is whole.
         """
+        # One process looks and all follow it: what it sets aside would be there for some and gone for others.
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(self._newest_whole() if self._leader else 0)))
+        if not self._leader:
+            self._manager.reload()
+        if step == NONE_WHOLE:
+            raise UserError(
+                f"no checkpoint in {self.directory} is whole; remove the directory to start the run from step 0."
+            )
+        return None if step == NO_STEP else self.restore_step(step, abstract)
+
+    def _newest_whole(self) -> int:
         steps = self.steps()
         for step in reversed(steps):
             fault = self.fault(step)
             if fault is None:
-                return self.restore_step(step, abstract)
+                return step
             self.say(f"checkpoint {self.directory.name}/{step} is damaged: {fault}; trying the one before.")
-            if self._leader:
-                self._set_aside(step)
-        if steps:
-            raise UserError(
-                f"no checkpoint in {self.directory} is whole; remove the directory to start the run from step 0."
-            )
-        return None
+            self._set_aside(step)
+        return NONE_WHOLE if steps else NO_STEP
 
     def restore_step(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
         """The checkpoint of one step, unverified; UserError where it does not fit `abstract`."""

@@ -175,7 +175,10 @@ def test_killed_while_a_checkpoint_is_written(undisturbed, tmp_path):
 
 
 def test_one_of_two_processes_is_killed(tmp_path):
-    """In mid-step. The other ends too, with an error; both together then come to the end that they would have."""
+    """In mid-step. The other ends too, with an error; both together then come to the end that they would have.
+
+    What was last saved had no time to be finished: both leave it, and save that step again.
+    """
 
     def both(workdir, pause=0.0):
         port = free_port()
@@ -189,9 +192,13 @@ def test_one_of_two_processes_is_killed(tmp_path):
     second.send_signal(signal.SIGKILL)
     assert finish(second)[0] == -signal.SIGKILL
     assert finish(first)[0] not in (0, None)
-    assert Checkpoints(workdir / "checkpoints", read_only=True).steps()[-1] < STEPS
+    newest = Checkpoints(workdir / "checkpoints", read_only=True).steps()[-1]
+    assert newest < STEPS
+    (workdir / "checkpoints" / f"{newest}.digests.json").unlink(missing_ok=True)
     ends = [finish(process) for process in both(workdir)]
     assert [code for code, _ in ends] == [0, 0], ends
+    assert f"checkpoints/{newest} is damaged: it was never finished" in ends[0][1]
+    assert "damaged" not in ends[1][1], "one of them talks"
     assert "not bit-identical" not in ends[0][1]
     assert_like(workdir, whole)
 
