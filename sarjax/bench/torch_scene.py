@@ -75,6 +75,8 @@ def _kept(origin: int, axis: Any, overlap: int) -> slice:
 
 
 class Script:
+    """The script of one scene. shape: (height, width) of its windows."""
+
     def __init__(self, task: Any, network: torch.nn.Module, device: str, shape: tuple[int, int]):
         from sarjax.bench.scene_sides import MEAN, SCENE, STD
 
@@ -91,7 +93,7 @@ class Script:
             profile = {
                 "driver": "GTiff", "height": source.height, "width": source.width, "tiled": True, "blockxsize": 256,
                 "blockysize": 256, "interleave": "pixel", "compress": "deflate", "crs": source.crs,
-                "transform": source.transform,
+                "transform": source.transform, "num_threads": "all_cpus",
             }  # fmt: skip
             files = [rasterio.open(labels, "w", **profile, count=1, dtype="uint8", nodata=NO_DATA, predictor=2)]
             if probabilities:

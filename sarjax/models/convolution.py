@@ -172,13 +172,13 @@ def _backward(strides: Any, padding: Any, dilation: Any, precision: Any, saved: 
     def products(x: Array, g: Array) -> Array:
         return kernel_gradient(x, g, kernel.shape[:2], strides, padding, dilation, precision).astype(kernel.dtype)
 
-    sparse, small = _forms(x, kernel, *how)
-    return (
-        lax.platform_dependent(kernel, g, cpu=of_image(_by_places), default=of_image(_native))
-        if sparse
-        else of_image(_native)(kernel, g),
-        lax.platform_dependent(x, g, cpu=products, default=native) if small else native(x, g),
-    )
+    of_x, of_kernel = of_image(_native), native
+    by_places, by_products = _forms(x, kernel, *how)
+    if by_places:
+        of_x = partial(lax.platform_dependent, cpu=of_image(_by_places), default=of_x)
+    if by_products:
+        of_kernel = partial(lax.platform_dependent, cpu=products, default=of_kernel)
+    return of_x(kernel, g), of_kernel(x, g)
 
 
 _convolve.defvjp(_forward, _backward)
