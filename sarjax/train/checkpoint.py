@@ -181,7 +181,8 @@ class Checkpoints:
             if reason is None:
                 raise
             steps = [step for step in self.steps() if self.fault(step) is None]
-            newest = f"{self.directory.name}/{steps[-1]} is the newest whole checkpoint" if steps else "there is none"
+            name = self.directory.name
+            newest = f"{name}/{steps[-1]} is the newest that is whole" if steps else f"{name}/ has none that is whole"
             raise UserError(
                 f"cannot save to {self.directory}: {reason}; {newest}, and with room to write the same command goes on."
             ) from e
