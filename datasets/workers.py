@@ -46,7 +46,8 @@ def encode(layout: Layout, compression: str, rows: Iterable[Row], jobs: int, fol
 
         def submit() -> None:
             for row in itertools.islice(rows, 1):
-                waiting.append(pool.submit(_work, row, folder / f"row-{next(numbers)}.part"))
+                with _interrupts_held():
+                    waiting.append(pool.submit(_work, row, folder / f"row-{next(numbers)}.part"))
 
         try:
             for _ in range(jobs + 2):  # so that a worker never waits for the writing of another's row
@@ -79,10 +80,19 @@ def _pool(layout: Layout, compression: str, jobs: int) -> Iterator[concurrent.fu
         theirs.close()
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C is for the build, after the block; a worker that starts inside never hears it, from its first line on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(layout: Layout, compression: str, end: Connection) -> None:
-    """In a worker: Ctrl-C is for the build, whose end is this process's end too."""
+    """In a worker, which ends with the build."""
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(end,), daemon=True).start()
     _encoder = Encoder(layout, compression)
 

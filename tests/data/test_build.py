@@ -40,6 +40,21 @@ if __name__ == "__main__":
     build("whu_opt_sar", sys.argv[1], sys.argv[2], jobs=2, progress=progress)
 """
 
+STARTING = """
+import multiprocessing, sys, threading, time
+from sarjax.data.build import build
+def tell():
+    while len(multiprocessing.active_children()) < 2:
+        time.sleep(0.01)
+    time.sleep(1)  # both import by now
+    print(*(p.pid for p in multiprocessing.active_children()), flush=True)
+if __name__ == "__mp_main__":
+    time.sleep(10)
+if __name__ == "__main__":
+    threading.Thread(target=tell, daemon=True).start()
+    build("whu_opt_sar", sys.argv[1], sys.argv[2], jobs=2)
+"""
+
 
 def are_gone(processes, seconds=240):
     """Whether all of `processes` have ended within `seconds`."""
@@ -384,13 +399,15 @@ class TestJobs:
         assert contents(again) == contents(build("whu_opt_sar", whu_source, tmp_path / "other"))
 
     @pytest.mark.parametrize("everyone", [True, False])
-    def test_an_interrupt_ends_all(self, tmp_path, whu_source, everyone):
+    @pytest.mark.parametrize("build", [STARTING, WORKING.format(end="time.sleep(3600)")], ids=["starting", "working"])
+    def test_an_interrupt_ends_all(self, tmp_path, whu_source, build, everyone):
         """As Ctrl-C does, which goes to the workers too; and one that goes to the build alone."""
         # Longer than all limits below: it is the interrupt that ends it. A loaded machine may take minutes. Tests that
         # a shell runs in its background would hand down that interrupts are ignored.
         attend = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        script = attend + WORKING.format(end="time.sleep(3600)")
-        command = [sys.executable, "-c", script, whu_source, tmp_path / "out"]
+        script = tmp_path / "script.py"
+        script.write_text(attend + build)
+        command = [sys.executable, script, whu_source, tmp_path / "out"]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
