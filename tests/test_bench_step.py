@@ -24,7 +24,7 @@ def small(recipe, **changes):
     """A recipe's experiment for tiles of 64 pixels, and what it is trained on."""
     e = RECIPES[recipe]().experiment
     network = dataclasses.replace(e.network, width=0.125)
-    e = dataclasses.replace(e, batch_size=2, network=network, **changes)
+    e = dataclasses.replace(e, **{"batch_size": 2, "network": network} | changes)
     return e, declared(e.data.name)._replace(tile=(64, 64))
 
 
@@ -58,7 +58,8 @@ def test_as_a_table(capsys):
     ("recipe", "with_teacher", "changes"),
     [
         ("cheng_lanet", "", {}),
-        ("cheng_deeplabv3", "", {}),
+        # Two tiles normalised over two means of an image: the last bits of the weights change the loss by 4e-5.
+        ("cheng_deeplabv3", "", {"batch_size": 8}),
         ("dhfa_student", "dhfa_teacher", {}),
         ("dllr", "", {}),
     ],
