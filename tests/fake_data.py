@@ -160,3 +160,8 @@ def all_tiles(dataset) -> list[tuple[str, str, dict[str, np.ndarray]]]:
         for reader in [dataset.split(split)]
         for i in range(len(reader))
     ]
+
+
+def contents(directory):
+    """{name: bytes} of the files of a built data set."""
+    return {p.name: p.read_bytes() for p in directory.iterdir()}

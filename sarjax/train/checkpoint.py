@@ -108,11 +108,12 @@ class Checkpoints:
     def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
         """The newest checkpoint that is whole, as (state, position); None where there is none at all.
 
-        abstract: shapes, dtypes and today's shardings. Damaged steps are named and moved to `damaged/` beside the
-        directory; UserError when there are checkpoints but none is whole.
+        abstract: shapes, dtypes and today's shardings. Damaged steps are named and, but for a reader, moved to
+        `damaged/` beside the directory; UserError when there are checkpoints but none is whole. All processes call it.
         """
         # One process looks and all follow it: what it sets aside would be there for some and gone for others.
-        step = int(multihost_utils.broadcast_one_to_all(np.int32(self._newest_whole() if self._leader else 0)))
+        found = NO_STEP if jax.process_index() else self._newest_whole()
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
         if not self._leader:
             self._manager.reload()
         if step == NONE_WHOLE:
@@ -122,13 +123,15 @@ class Checkpoints:
         return None if step == NO_STEP else self.restore_step(step, abstract)
 
     def _newest_whole(self) -> int:
+        """The newest step that is whole, NONE_WHOLE, or NO_STEP."""
         steps = self.steps()
         for step in reversed(steps):
             fault = self.fault(step)
             if fault is None:
                 return step
             self.say(f"checkpoint {self.directory.name}/{step} is damaged: {fault}; trying the one before.")
-            self._set_aside(step)
+            if self._leader:
+                self._set_aside(step)
         return NONE_WHOLE if steps else NO_STEP
 
     def restore_step(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:

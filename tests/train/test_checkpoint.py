@@ -125,6 +125,17 @@ def test_none_whole_is_an_error(saved):
         checkpoints.restore(abstract())
 
 
+def test_a_reader_passes_over_what_is_damaged_and_moves_nothing(saved):
+    _, _, tmp_path = saved
+    flip(payload(tmp_path / "checkpoints" / "2"))
+    said = []
+    state, _ = Checkpoints(tmp_path / "checkpoints", read_only=True, say=said.append).restore(abstract())
+    np.testing.assert_array_equal(state["w"], 1.0)
+    assert len(said) == 1
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+    assert not (tmp_path / "damaged").exists()
+
+
 def test_none_at_all(tmp_path):
     assert Checkpoints(tmp_path / "empty").restore(ABSTRACT) is None
 
